@@ -1,0 +1,59 @@
+# make demo: the main job on embedded data. make test: all tests. Both set up what they need.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RAPIDS := .venv-rapids
+# One thread: more than there are free cores make small tensors many times slower.
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+RUN ?= runs/demo
+
+.PHONY: venv demo test test-rapids test-real lint audit bench-quick
+
+venv: $(STAMP)
+
+# The stamp comes last: an interrupted installation is taken up again, and a finished one is left alone.
+$(STAMP): pyproject.toml constraints.txt
+	python=$$(command -v python3.11 || command -v python3); \
+	"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' \
+		|| { echo "Python 3.10 or 3.11 is needed, $$("$$python" --version) is what there is" >&2; exit 1; }; \
+	test -x $(BIN)/pip || "$$python" -m venv --clear $(VENV); \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[serve,dev]' -c constraints.txt
+	touch $(STAMP)
+
+demo: venv
+	$(THREADS) $(BIN)/ameir-merlin demo --out $(RUN)
+
+test: venv
+	$(THREADS) $(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy ameir_merlin
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+# The tests of the data part on the newer generation of the stack, the one that cudf 24.12 belongs to.
+test-rapids: $(RAPIDS)/.installed
+	$(THREADS) $(RAPIDS)/bin/python -m pytest tests/test_data_*.py
+
+$(RAPIDS)/.installed: requirements-rapids.txt requirements-merlin.txt
+	python3.11 -m venv --clear $(RAPIDS)
+	$(RAPIDS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-rapids.txt
+	$(RAPIDS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-merlin.txt -e .
+	touch $@
+
+# On real files: AMEIR_REAL_DATA or ../shared/data. `make test` runs them too, where the files lie there.
+test-real: venv
+	$(THREADS) AMEIR_REAL_DATA=$${AMEIR_REAL_DATA:-../shared/data} $(BIN)/python -m pytest tests/test_data_real.py
+
+bench-quick: venv
+	$(THREADS) $(BIN)/python -m benchmarks.quick
+
+# Known holes in what is installed; docs/security.md says which remain, and why. It lists them, it does not fail.
+audit: venv
+	-$(BIN)/pip-audit --progress-spinner off
