@@ -1,0 +1,174 @@
+"""What a data set is: its schema, its raw columns, and how the publisher's files become raw rows."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+
+from ameir_merlin.errors import UserError
+from ameir_merlin.schema import FeatureSchema
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+USER = "_user"  # extra column of retrieval rows: the raw user id, kept for aligned evaluation
+TARGETS = 5  # the last items of a training window, to predict (Appendix D.2)
+NEGATIVES = "negatives"  # extra column of retrieval rows: items to rank the target against
+SEEN = "seen"  # extra column of retrieval rows: all items that the user had before the target
+
+_ARROW = {"int64": pa.int64(), "string": pa.string(), "float64": pa.float64()}
+
+
+@dataclass(frozen=True)
+class Raw:
+    """How the raw column of a field looks.
+
+    dtype: "int64", "string" or "float64" (dense fields). History columns are lists of it.
+    separator: between the tokens of a multivalent value ("Animation Comedy"); "" otherwise.
+    fill: what stands for a missing, NaN or infinite dense value, in the raw unit.
+    limit: how many values of the training rows get a number, the most frequent ones; the others count as unseen. 0 is
+        all. For a table that several columns share, the first column's limit holds.
+    """
+
+    dtype: Literal["int64", "string", "float64"] = "string"
+    separator: str = ""
+    fill: float = 0.0
+    limit: int = 0
+
+    @property
+    def arrow(self) -> pa.DataType:
+        """The Arrow type of one value."""
+        return _ARROW[self.dtype]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The base of all definitions: a frozen dataclass whose fields are the options of the definition.
+
+    A definition says what there is (`schema`, `columns`) and reads the publisher's files (`read`). All feature work
+    after that (numbering, padding, scaling) is an NVTabular graph that `data.workflow` builds from the declaration.
+
+    paper: figures of the paper's tables under the keys that `read` puts into its statistics, to print beside them.
+    """
+
+    paper: ClassVar[dict[str, float]] = {}
+
+    def schema(self) -> FeatureSchema:
+        """The declared schema, cardinalities 0."""
+        raise NotImplementedError
+
+    def columns(self) -> dict[str, Raw]:
+        """The raw column of each field and each history field, under the field's name."""
+        raise NotImplementedError
+
+    def read(self, folder: Path, statistics: dict[str, Any]) -> Iterator[tuple[Split, pa.Table]]:
+        """Yield raw rows, some at a time, each with its split; `raw_schema` says which columns and types.
+
+        Nothing is kept between the parts, so that a data set need not fit into memory. A split's rows keep the order
+        in which they come. `statistics`: what is put here is written to `statistics.json`.
+        Raises `UserError` naming file, column and row for files that are not what the publisher ships.
+        """
+        raise NotImplementedError
+
+    def raw_schema(self, split: Split) -> pa.Schema:
+        """Columns and types of the raw rows of `split`.
+
+        Clicks: all fields, histories (lists) and the label (float64). Retrieval: histories; validation and test also
+        have the label (a raw item), `negatives` and `seen` (lists of raw items) and `_user` (int64).
+        """
+        schema, columns = self.schema(), self.columns()
+        wanted = [f.name for f in (*schema.fields, *schema.history_fields)]
+        missing = [name for name in wanted if name not in columns]
+        if missing:
+            raise UserError(f"{type(self).__name__}: columns() lacks {', '.join(missing)}")
+        parts = [(f.name, columns[f.name].arrow) for f in schema.fields]
+        parts += [(f.name, pa.list_(columns[f.name].arrow)) for f in schema.history_fields]
+        if schema.label.task == "click":
+            parts.append((schema.label.name, pa.float64()))
+        elif split != "train":
+            item = columns[self.item_history()].arrow
+            parts += [
+                (schema.label.name, item),
+                (NEGATIVES, pa.list_(item)),
+                (SEEN, pa.list_(item)),
+                (USER, pa.int64()),
+            ]
+        return pa.schema(parts)
+
+    def list_length(self, split: Split) -> int:
+        """Elements of a prepared history: `max_length`, or a training window of retrieval."""
+        schema = self.schema()
+        if schema.behaviour is None:
+            return 0
+        windows = schema.label.task == "retrieval" and split == "train"
+        return schema.behaviour.max_length + (TARGETS if windows else 0)
+
+    def item_history(self) -> str:
+        """Retrieval: the history field that shares its table with the label."""
+        schema = self.schema()
+        for field in schema.history_fields:
+            if field.embedding == schema.label.embedding:
+                return field.name
+        raise UserError(f"{type(self).__name__}: no history field has the label's table '{schema.label.embedding}'")
+
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """Each embedding table and the raw columns that are numbered together in it, in the schema's order."""
+        schema = self.schema()
+        tables: dict[str, tuple[str, ...]] = {}
+        for field in (*schema.sparse, *schema.history_fields):
+            tables[field.embedding] = (*tables.get(field.embedding, ()), field.name)
+        return tables
+
+
+def load_definition(path: str | Path, options: dict[str, Any] | None = None) -> Dataset:
+    """Import the definition file at `path` and make its `DATASET` with `options`.
+
+    The file is the user's own code and is run. Raises `UserError` for a file that is missing, fails, or defines no
+    `DATASET`, for an unknown option and for a value of another type than declared.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such workflow definition")
+    name = f"ameir_workflow_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: cannot be imported ({type(error).__name__}: {error})") from error
+    kind = getattr(module, "DATASET", None)
+    if not (isinstance(kind, type) and issubclass(kind, Dataset)):
+        raise UserError(f"{path}: defines no DATASET, expected a subclass of ameir_merlin.data.dataset.Dataset")
+    return kind(**_checked(kind, dict(options or {}), path))
+
+
+def _checked(kind: type[Dataset], options: dict[str, Any], path: Path) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}
+    for key, value in options.items():
+        if key not in known:
+            raise UserError(f"{path.name}: unknown option '{key}'; the options are {', '.join(known) or '(none)'}")
+        hint = hints[key]
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                expected = ", ".join(map(repr, get_args(hint)))
+                raise UserError(f"{path.name}: option '{key}' is {value!r}, expected one of {expected}")
+        elif hint is float and type(value) is int:
+            options[key] = float(value)
+        elif isinstance(hint, type) and type(value) is not hint:
+            raise UserError(f"{path.name}: option '{key}' is {value!r}, expected {hint.__name__}")
+    absent = [name for name, f in known.items() if f.default is MISSING and name not in options]
+    if absent:
+        raise UserError(f"{path.name}: option '{absent[0]}' must be given")
+    return options

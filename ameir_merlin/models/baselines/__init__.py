@@ -1,0 +1,1 @@
+"""The models that AMEIR is compared with (Appendix C): one file each."""

@@ -1,0 +1,111 @@
+"""Several child models on one batch: each path takes its share of the rows (Section 2.3, fairness)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ameir_merlin.batch import Batch, Output
+from ameir_merlin.models.supernet import Encoded, Supernet
+from ameir_merlin.schema import FeatureSchema
+from ameir_merlin.space import Architecture
+
+
+class Paths:
+    """A supernet seen as one model: path p of P answers for the p-th P-th of the rows.
+
+    Embeddings are looked up once for all paths. A loss that is the mean over rows is the mean over the paths' losses,
+    so its gradient is the accumulated gradient of all paths. One path makes it that child model.
+    """
+
+    def __init__(self, supernet: Supernet, architectures: Sequence[Architecture]) -> None:
+        self.supernet = supernet
+        self.architectures = tuple(architectures)
+
+    @property
+    def schema(self) -> FeatureSchema:
+        """The supernet's schema."""
+        return self.supernet.schema
+
+    @property
+    def causal(self) -> bool:
+        """Whether `every_position` may be called."""
+        return self.supernet.causal
+
+    def __call__(self, batch: Batch) -> Output:
+        """The paths' outputs, in the order of the rows."""
+
+        def path(encoded: Encoded, architecture: Architecture) -> Output:
+            base = self.supernet.base(encoded, self.supernet.stage1(encoded, architecture.blocks))
+            return self.supernet.finish(encoded, base, architecture)
+
+        return self._each(batch, path)
+
+    def every_position(self, batch: Batch) -> Output:
+        """See `Ameir.every_position`."""
+        return self._each(batch, self.supernet.answer_every_position)
+
+    def _each(self, batch: Batch, path: Callable[[Encoded, Architecture], Output]) -> Output:
+        encoded = self.supernet.encode(batch)
+        shares = torch.arange(batch.size).tensor_split(len(self.architectures))
+        outputs = []
+        for rows, architecture in zip(shares, self.architectures):
+            if len(rows):
+                part = slice(int(rows[0]), int(rows[-1]) + 1)
+                outputs.append(path(_rows(encoded, part), architecture))
+        return _join(outputs)
+
+
+def _rows(encoded: Encoded, rows: slice) -> Encoded:
+    values = {f.name: getattr(encoded, f.name) for f in fields(encoded)}
+    part: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values.items()}
+    return Encoded(**part)
+
+
+def _join(outputs: Sequence[Output]) -> Output:
+    def cat(parts: list[Tensor | None]) -> Tensor | None:
+        there = [part for part in parts if part is not None]
+        return torch.cat(there) if there else None
+
+    return Output(
+        logits=cat([o.logits for o in outputs]), query=cat([o.query for o in outputs]), items=outputs[0].items
+    )
+
+
+class InTurns:
+    """Step 2's supernet as one model: each row has R candidate interactions, one at a time (Section 2.3, Step 2).
+
+    turns: int64 `[R, C]`, see `Supernet.in_turns`.
+    """
+
+    def __init__(self, supernet: Supernet, turns: Tensor) -> None:
+        self.supernet, self.turns = supernet, turns
+
+    @property
+    def schema(self) -> FeatureSchema:
+        """The supernet's schema."""
+        return self.supernet.schema
+
+    def __call__(self, batch: Batch) -> Output:
+        """Logits `[B, R]`."""
+        return self.supernet.in_turns(batch, self.turns)
+
+
+class All:
+    """Step 2's supernet as one model where it is linear: each row has every candidate interaction, one at a time."""
+
+    def __init__(self, supernet: Supernet) -> None:
+        self.supernet = supernet
+
+    @property
+    def schema(self) -> FeatureSchema:
+        """The supernet's schema."""
+        return self.supernet.schema
+
+    def __call__(self, batch: Batch) -> Output:
+        """Logits `[B, C]`."""
+        return self.supernet.each_interaction(batch)

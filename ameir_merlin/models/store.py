@@ -1,0 +1,73 @@
+"""A model on disk: architecture, schema and settings as JSON, weights as safetensors. Nothing in it can run code."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ameir_merlin.errors import UserError
+from ameir_merlin.files import atomic_file, read_json, write_json
+from ameir_merlin.models.ameir import Ameir, buildable
+from ameir_merlin.models.settings import BackboneSettings
+from ameir_merlin.schema import FeatureSchema
+from ameir_merlin.space import Architecture, validate
+
+WEIGHTS, ARCHITECTURE, SCHEMA, SETTINGS = "model.safetensors", "architecture.json", "schema.json", "model.json"
+
+
+def save(folder: str | Path, model: Ameir) -> None:
+    """Write `model` into `folder`: model.safetensors, architecture.json, schema.json and model.json (its settings)."""
+    from safetensors.torch import save as serialize
+
+    folder = Path(folder)
+    model.architecture.save(folder / ARCHITECTURE)
+    model.schema.save(folder / SCHEMA)
+    write_json(folder / SETTINGS, asdict(model.settings))
+    with atomic_file(folder / WEIGHTS) as temporary:
+        # As bytes: the library's own writer does not say in a way to be told apart that the disk is full.
+        temporary.write_bytes(serialize({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+
+
+def load(folder: str | Path) -> Ameir:
+    """Read a model that `save` wrote, on the CPU, ready to answer.
+
+    Raises `UserError` where a file is missing or broken, or where weights are missing, unknown or of another shape.
+    """
+    folder = Path(folder)
+    settings_json = read_json(folder / SETTINGS)
+    try:
+        settings = BackboneSettings(**settings_json)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / SETTINGS}: not a model's settings ({error})") from error
+    schema = FeatureSchema.load(folder / SCHEMA)
+    architecture = Architecture.load(folder / ARCHITECTURE)
+    validate(architecture, schema, buildable(), str(folder / ARCHITECTURE))
+    model = Ameir(schema, architecture, settings)
+    load_weights(model, folder / WEIGHTS)
+    return model.eval()
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Fill `model` from a safetensors file; every tensor must be there, and no other."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file ({error})") from error
+    expected = model.state_dict()
+    for name in sorted(set(expected) - set(tensors)):
+        raise UserError(f"{path}: tensor '{name}' {list(expected[name].shape)} is missing")
+    for name in sorted(set(tensors) - set(expected)):
+        raise UserError(f"{path}: tensor '{name}' {list(tensors[name].shape)} belongs to no part of the model")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{path}: tensor '{name}' is {list(tensor.shape)}, the model needs {list(expected[name].shape)}"
+            )
+    model.load_state_dict(tensors)

@@ -1,0 +1,39 @@
+"""One residual building block of Stage 1 (Eqn. 3), decided or with all candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from ameir_merlin.nn.activation import ACTIVATIONS
+from ameir_merlin.nn.operations import LAYERS, NORMALIZATIONS
+from ameir_merlin.space import ZERO, Block
+
+
+class MixedBlock(nn.Module):
+    """H_l = Act(Layer(Norm(H_{l-1}))) + H_{l-1} for any of `candidates`, each layer and normalization with its weights.
+
+    With one candidate it is the decided block of a derived model; with many, the one-shot block. Hidden states are
+    zero at padded places before and after. `dropout` acts on the block's new part.
+    """
+
+    def __init__(self, candidates: Iterable[Block], dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        blocks = [b for b in candidates if b.layer != ZERO]
+        self.layers = nn.ModuleDict({name: LAYERS[name](dim) for name in dict.fromkeys(b.layer for b in blocks)})
+        self.normalizations = nn.ModuleDict(
+            {name: NORMALIZATIONS[name](dim) for name in dict.fromkeys(b.normalization for b in blocks)}
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor, target: Tensor | None, block: Block) -> Tensor:
+        """`hidden [B, T, d]` (zero where `mask [B, T]` is False) to the next hidden state of the same shape."""
+        if block.layer == ZERO:
+            return hidden
+        real = mask.unsqueeze(2)
+        x = self.normalizations[block.normalization](hidden)
+        if block.normalization != "none":
+            x = x * real
+        x = ACTIVATIONS[block.activation](self.layers[block.layer](x, mask, target))
+        return self.dropout(x) * real + hidden

@@ -1,0 +1,258 @@
+"""Runs stages on a run folder: what is finished is skipped, what was interrupted goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import shutil
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ameir_merlin.config import Config
+from ameir_merlin.errors import UserError
+from ameir_merlin.files import read_json, write_json
+from ameir_merlin.progress import Progress, Silent
+from ameir_merlin.run.folder import CONFIG, RunFolder, clear, discard, locked
+from ameir_merlin.run.measure import measured
+from ameir_merlin.run.metrics import gather
+from ameir_merlin.run.stages import STAGES, Bench, Stage, baseline, checked_device
+from ameir_merlin.space.architecture import Architecture
+
+if TYPE_CHECKING:
+    from ameir_merlin.tune import Tuned
+
+
+class Run:
+    """One run: a configuration, raw files, and the folder where everything about it lies.
+
+    >>> import ameir_merlin as am
+    >>> config = am.load_config("workflows/demo.toml", ["seed=3"])      # doctest: +SKIP
+    >>> with am.Run.begin(config, data="raw", folder="runs/three") as run:   # doctest: +SKIP
+    ...     run.prepare()
+    ...     print(run.search().describe())
+    ...     run.finish()  # all stages that are left
+    ...     print(run.metrics["splits"]["test"])
+
+    Use it as a context: it holds the folder's lock, so that no second process works on it.
+    """
+
+    def __init__(self, bench: Bench, stages: dict[str, Stage]) -> None:
+        """Use `begin` or `resume`."""
+        self._bench = bench
+        self._stages = stages
+        self.folder = bench.run
+
+    @classmethod
+    @contextlib.contextmanager
+    def begin(
+        cls,
+        config: Config,
+        data: str | Path,
+        folder: str | Path,
+        *,
+        progress: Progress | None = None,
+        device: str = "",
+        prepared: Path | None = None,
+        stages: dict[str, Stage] | None = None,
+    ) -> Iterator[Run]:
+        """A run of `config` on the raw files in `data`, kept in `folder`; goes on where an earlier one stopped.
+
+        `UserError` if the folder belongs to another configuration or data folder. If the first stage fails because of
+        what the user gave, a folder made for it is taken back.
+        """
+        progress = progress or Silent()
+        device = checked_device(device)
+        with locked(folder):
+            run = RunFolder.create(folder, config, data, progress=progress)
+            clear(run)
+            this = cls(Bench(run, progress, device, prepared), stages or STAGES)
+            try:
+                yield this
+            except UserError:
+                if not any(run.finished(stage) for stage in this._stages):
+                    discard(run)
+                raise
+
+    @classmethod
+    @contextlib.contextmanager
+    def resume(
+        cls,
+        folder: str | Path,
+        *,
+        progress: Progress | None = None,
+        device: str = "",
+        stages: dict[str, Stage] | None = None,
+    ) -> Iterator[Run]:
+        """The run in an existing run folder."""
+        if not (Path(folder) / CONFIG).is_file():
+            raise UserError(f"{folder}: no run folder (there is no {CONFIG} in it)")
+        device = checked_device(device)
+        with locked(folder):
+            run = RunFolder.open(folder)
+            clear(run)
+            yield cls(Bench(run, progress or Silent(), device), stages or STAGES)
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.folder.path
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """All figures known so far, as in metrics.json."""
+        return gather(self.folder, list(self._stages))
+
+    @property
+    def architecture(self) -> Architecture:
+        """What was found; `UserError` before the search."""
+        return Architecture.load(self.path / "architecture.json")
+
+    def stage(self, name: str) -> None:
+        """Run one stage, or nothing if it is finished. `UserError` if one before it is not."""
+        self._needs(name)
+        if self.folder.finished(name):
+            self._bench.progress.say(f"{name}: already finished")
+            return
+        with measured() as cost:
+            figures = self._stages[name].function(self._bench)
+        write_json(
+            self.folder.marker(name),
+            {
+                "stage": name,
+                "seconds": cost.seconds,
+                "peak_rss_gb": cost.peak_rss_gb,
+                "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                "figures": figures,
+            },
+        )
+        self._save_metrics()
+        self._bench.progress.say(f"{name}: finished in {cost.seconds:.1f} s")
+
+    def finish(self) -> None:
+        """Run all stages that are not finished, in order; `UserError` at once if one of them could not."""
+        left = [name for name in self._stages if not self.folder.finished(name)]
+        for name in left:
+            self._stages[name].ready()
+        for name in left:
+            self.stage(name)
+        self._save_metrics()  # a kill may have come between a marker and this file
+
+    def again(self, name: str) -> None:
+        """Forget `name` and all stages after it, with their files."""
+        self._needs(name)
+        names = list(self._stages)
+        # From the last to the first: a kill in between leaves no finished stage behind an unfinished one.
+        for later in reversed(names[names.index(name) :]):
+            self.folder.marker(later).unlink(missing_ok=True)
+            for output in self._stages[later].outputs:
+                path = self.path / output
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def prepare(self) -> None:
+        """Raw files → prepared data."""
+        self.stage("prepare")
+
+    def search(self) -> Architecture:
+        """The three-step search; the architecture that it found."""
+        self.stage("search")
+        return self.architecture
+
+    def train(self) -> Architecture:
+        """Retrain the best candidates; the architecture that won."""
+        self.stage("train")
+        return self.architecture
+
+    def evaluate(self) -> dict[str, Any]:
+        """Metrics of the model and the baselines."""
+        self.stage("evaluate")
+        return self.metrics
+
+    def export(self) -> Path:
+        """Write the Triton model repository; its folder."""
+        self.stage("export")
+        return self.folder.triton
+
+    def check(self) -> float:
+        """Compare a real server's scores with the offline ones; the largest difference."""
+        self.stage("check")
+        return self.metrics["triton_max_diff"]
+
+    def report(self) -> Path:
+        """Write the page; its path. It is drawn anew each time, from what is there: an unfinished run has one too."""
+        self._stages["report"].function(self._bench)
+        return self.path / "report.html"
+
+    def tune(self, name: str, **options: Any) -> Tuned:
+        """Other hyper-parameters for model `name` ("ameir": what was found); see `ameir_merlin.tune.tune`."""
+        from ameir_merlin.tune import tune
+
+        self._needs("search")
+        return tune(self._bench, name, **options)
+
+    def baseline(self, name: str) -> dict[str, Any]:
+        """Train and evaluate one baseline on the prepared data."""
+        self._needs("search")
+        result = baseline(self._bench, name)
+        self._save_metrics()
+        return result
+
+    def _needs(self, name: str) -> None:
+        for before in self._stages:
+            if before == name:
+                return
+            if not self.folder.finished(before):
+                raise UserError(f"{self.path}: '{name}' needs '{before}', which is not finished")
+
+    def _save_metrics(self) -> None:
+        path, metrics = self.path / "metrics.json", self.metrics
+        if not path.is_file() or read_json(path) != metrics:
+            write_json(path, metrics)
+
+
+def run_seeds(
+    config: Config,
+    data: str | Path,
+    folder: str | Path,
+    repeats: int,
+    *,
+    progress: Progress | None = None,
+    device: str = "",
+) -> dict[str, Any]:
+    """`repeats` runs with seeds seed, seed + 1, … in folder/seed-K; their summary, also written to summary.json.
+
+    Returns {"seeds": [...], "runs": [metrics of each], "test": {name: {metric: {"mean", "std"}}}}, with name
+    "found" for the found models and each baseline's own; std is the sample's (0 for one run).
+    """
+    folder = Path(folder)
+    runs, prepared = [], None
+    seeds = [config.seed + k for k in range(repeats)]
+    for seed in seeds:
+        if progress:
+            progress.say(f"seed {seed}")
+        path = folder / f"seed-{seed}"
+        with Run.begin(config.with_seed(seed), data, path, progress=progress, device=device, prepared=prepared) as run:
+            run.finish()
+            runs.append(run.metrics)
+            prepared = run.folder.data
+    tested = {"found": [run["splits"]["test"] for run in runs]}
+    for name in runs[0]["baselines"]:
+        tested[name] = [run["baselines"][name]["test"] for run in runs]
+    summary = {
+        "seeds": seeds,
+        "runs": runs,
+        "test": {
+            name: {metric: spread([row[metric] for row in rows]) for metric in rows[0]} for name, rows in tested.items()
+        },
+    }
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean and sample standard deviation (0 for a single value)."""
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}

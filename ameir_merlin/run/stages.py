@@ -1,0 +1,303 @@
+"""The stages of a run, in order. Each reads what earlier ones left in the run folder and adds its own files.
+
+A stage is a function from a `Bench` to the figures that its marker keeps. It must be repeatable: a process killed in
+the middle calls it again, and whatever it had begun is continued or written anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ameir_merlin.errors import UserError
+from ameir_merlin.files import atomic_folder, read_json, write_json, write_text
+from ameir_merlin.progress import Progress, Silent
+from ameir_merlin.run.folder import RunFolder
+from ameir_merlin.schema import FeatureSchema
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ameir_merlin.batch import BatchSource
+    from ameir_merlin.search.problem import Problem
+
+Figures = dict[str, float]
+CHECKPOINT = "checkpoint.pt"  # of a baseline in training
+# Between a served score, by its type, and the offline one, a float32.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-3}
+
+
+@dataclass
+class Bench:
+    """Where a stage works: the run folder, its data sets (loaded once), a device, and whom to tell how far it is.
+
+    device: a torch device name; "" means the GPU if there is one, else the CPU.
+    prepared: another run's folder whose prepared data are taken over instead of preparing them again.
+    """
+
+    run: RunFolder
+    progress: Progress = field(default_factory=Silent)
+    device: str = ""
+    prepared: Path | None = None
+
+    @functools.cached_property
+    def schema(self) -> FeatureSchema:
+        """The schema of the prepared data."""
+        return FeatureSchema.load(self.run.data / "schema.json")
+
+    @functools.cached_property
+    def torch_device(self) -> str:
+        """`device`, decided. Only stages that compute ask for it: torch takes its time to load."""
+        import torch
+
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def rows(self, split: str) -> BatchSource:
+        """The prepared rows of "train", "valid" or "test"."""
+        if split not in self._splits:
+            from ameir_merlin.data.source import open_data
+
+            resident = self.run.config.data.resident
+            self._splits[split] = open_data(self.run.data / split, self.schema, self.torch_device, resident)
+        return self._splits[split]
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, BatchSource]:
+        return {}
+
+
+def checked_device(name: str) -> str:
+    """`name` if it is "" or a device that is there, else a `UserError`."""
+    if name in ("", "cpu"):
+        return name
+    if not re.fullmatch(r"cuda(:\d+)?", name):
+        raise UserError(f"device '{name}': expected cpu, cuda or cuda:N")
+    import torch
+
+    if int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise UserError(f"device '{name}': torch sees {torch.cuda.device_count()} GPUs here")
+    return name
+
+
+def prepare(bench: Bench) -> Figures:
+    """Raw files → data/ (Parquet, schema, vocabularies)."""
+    run = bench.run
+    if bench.prepared:
+        # Preparing does not depend on the seed: another seed's files serve as they are.
+        with atomic_folder(run.data) as folder:
+            shutil.copytree(bench.prepared, folder, copy_function=_link, dirs_exist_ok=True)
+    else:
+        from ameir_merlin.data.prepare import prepare as prepare_data
+
+        data = run.config.data
+        prepare_data(
+            run.config.dataset(),
+            run.source,
+            run.data,
+            progress=bench.progress,
+            partition_rows=data.partition_rows,
+            cluster=data.where(),
+        )
+    planted = run.source / "planted.json"
+    if planted.is_file():
+        write_json(run.path / "planted.json", read_json(planted))
+    return {}
+
+
+def _problem(bench: Bench) -> Problem:
+    from ameir_merlin.search.pipeline import make_problem
+
+    config = bench.run.config
+    return make_problem(
+        bench.schema,
+        bench.rows("train"),
+        bench.rows("valid"),
+        config.model,
+        config.search,
+        config.train,
+        folder=bench.run.search,
+        space=config.space,
+        seed=config.seed,
+        device=bench.torch_device,
+        progress=bench.progress,
+    )
+
+
+def search(bench: Bench) -> Figures:
+    """data/ → search/ (every trial, the finalists' one-shot weights) and architecture.json, the search's best."""
+    from ameir_merlin.search.pipeline import search as search_architecture
+
+    search_architecture(_problem(bench)).save(bench.run.path / "architecture.json")
+    return {}
+
+
+def train(bench: Bench) -> Figures:
+    """search/ → the model: the finalists retrained from their one-shot weights, the winner saved."""
+    from ameir_merlin.models import store
+    from ameir_merlin.search.pipeline import train_finalists
+
+    model, result, finalists = train_finalists(_problem(bench))
+    store.save(bench.run.path, model)
+    write_json(bench.run.path / "training.json", {"finalists": finalists, "history": result.history})
+    return {}
+
+
+def evaluate(bench: Bench) -> Figures:
+    """The model and each configured baseline, on validation and test rows."""
+    from ameir_merlin.models import store
+
+    splits = _splits(bench, store.load(bench.run.path))
+    write_json(bench.run.path / "evaluation.json", {"splits": splits})
+    for name in bench.run.config.baselines.models:
+        baseline(bench, name)
+    return {}
+
+
+def baseline(bench: Bench, name: str) -> dict[str, Any]:
+    """Train baseline `name` on the run's data and keep its metrics in baselines/NAME/; done once, read ever after.
+
+    Returns {"valid": {...}, "test": {...}, "seconds": ...}.
+    """
+    file = bench.run.baseline(name) / "metrics.json"
+    if file.is_file():
+        return read_json(file)
+    from ameir_merlin.run.measure import measured
+
+    with measured() as cost:
+        splits = _splits(bench, _trained_baseline(bench, name))
+    # Seconds of the last attempt; what an interrupted one took is not known.
+    result = {**splits, "seconds": cost.seconds, "peak_rss_gb": cost.peak_rss_gb}
+    write_json(file, result)
+    (file.parent / CHECKPOINT).unlink(missing_ok=True)
+    bench.progress.say(f"baseline {name}: {_figures(splits['test'])} ({cost.seconds:.1f} s)")
+    return result
+
+
+def _trained_baseline(bench: Bench, name: str) -> nn.Module:
+    from ameir_merlin.models import build, model_class
+    from ameir_merlin.seeds import derive
+    from ameir_merlin.train.loop import fit, seeded
+
+    config, device = bench.run.config, bench.torch_device
+    options = dict(config.baselines.options.get(name, {}))
+    kind: Any = model_class(name)
+    if any(f.name == "dim" for f in dataclasses.fields(kind.configuration)):
+        options.setdefault("dim", config.model.embedding_dim)
+    with seeded(derive(config.seed, "baseline", name), device):
+        model: Any = build(name, bench.schema, options).to(device)
+    fit(
+        model,
+        bench.rows("train"),
+        bench.rows("valid"),
+        dataclasses.replace(config.train, objective="", **config.baselines.train.get(name, {})),
+        seed=derive(config.seed, "baseline", name, "training"),
+        device=device,
+        progress=bench.progress,
+        name=f"baseline {name}",
+        resume=bench.run.baseline(name) / CHECKPOINT,
+    )
+    return model
+
+
+def _splits(bench: Bench, model: nn.Module) -> dict[str, Figures]:
+    from ameir_merlin.train.evaluate import evaluate as evaluate_model
+
+    return {
+        split: evaluate_model(
+            model.to(bench.torch_device),
+            bench.rows(split),
+            batch_size=bench.run.config.train.eval_batch,
+            device=bench.torch_device,
+            progress=bench.progress,
+        )
+        for split in ("valid", "test")
+    }
+
+
+def export(bench: Bench) -> Figures:
+    """The model with its preprocessing → triton/, a model repository."""
+    from ameir_merlin.models import store
+    from ameir_merlin.serve.repository import export as export_repository
+
+    run, model = bench.run, store.load(bench.run.path)
+    export_repository(model, run.data / "preprocess", model.schema, run.triton, run.config.export)
+    return {}
+
+
+def check(bench: Bench) -> Figures:
+    """Raw test rows through a real tritonserver, compared with the offline scores of the same rows."""
+    import pyarrow.parquet as pq
+
+    from ameir_merlin.data.parquet import ResidentData
+    from ameir_merlin.models import store
+    from ameir_merlin.serve.check import check as check_repository
+    from ameir_merlin.serve.check import offline_scores
+
+    run, model = bench.run, store.load(bench.run.path)
+    raw = pq.read_table(run.data / "raw_test.parquet")
+    test = ResidentData(run.data / "test", model.schema)
+    settings = run.config.export
+    expected = offline_scores(model, test, raw.num_rows, settings.top_k, settings.exclude_history)
+    with bench.progress.task("comparing a Triton server's scores"):
+        difference = check_repository(run.triton, raw, expected)
+    tolerance = TOLERANCE[settings.response_dtype]
+    if not difference <= tolerance:  # NaN fails too
+        raise RuntimeError(f"served scores differ from the offline ones by {difference:.3g}, expected {tolerance:g}")
+    return {"triton_max_diff": difference}
+
+
+def _server() -> object:
+    from ameir_merlin.serve.triton import find_server
+
+    return find_server()
+
+
+def report(bench: Bench) -> Figures:
+    """report.html, the page to look at."""
+    from ameir_merlin.report import render
+
+    write_text(bench.run.path / "report.html", render(bench.run.path))
+    return {}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's function, and what it leaves in the run folder beside its marker.
+
+    ready: raises `UserError` where the stage could not do its work; asked before a whole run begins.
+    """
+
+    function: Callable[[Bench], Figures]
+    outputs: tuple[str, ...]
+    ready: Callable[[], object] = lambda: None
+
+
+# In the order of a run; each needs all before it.
+STAGES: dict[str, Stage] = {
+    "prepare": Stage(prepare, ("data", "planted.json")),
+    "search": Stage(search, ("search", "architecture.json")),
+    "train": Stage(train, ("model.safetensors", "model.json", "schema.json", "training.json")),
+    "evaluate": Stage(evaluate, ("evaluation.json", "baselines")),
+    "export": Stage(export, ("triton",)),
+    "check": Stage(check, (), _server),
+    "report": Stage(report, ("report.html",)),
+}
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link where the file system has them, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _figures(metrics: Figures) -> str:
+    return ", ".join(f"test {name} {value:.4f}" for name, value in metrics.items())

@@ -1,0 +1,107 @@
+"""AutoFIS (Liu et al. 2020): gates on all pairs, driven to zero by GRDA; what is left is trained again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ameir_merlin.batch import BatchSource
+from ameir_merlin.models import build
+from ameir_merlin.progress import Progress
+from ameir_merlin.schema import FeatureSchema
+from ameir_merlin.search.automl.found import Found
+from ameir_merlin.seeds import derive
+from ameir_merlin.train.loop import fit, seeded
+from ameir_merlin.train.objectives.click import click_loss
+from ameir_merlin.train.optimizer import adam
+from ameir_merlin.train.settings import TrainSettings
+
+
+class GRDA:
+    """Generalized regularized dual averaging (Chao and Cheng 2019).
+
+    v_{n+1} = v_n - lr g_n and w_n = sign(v_n) max(|v_n| - c lr^(1/2) (n lr)^mu, 0): what the data do not pull away from
+    zero is zero, exactly.
+    """
+
+    def __init__(self, parameter: nn.Parameter, learning_rate: float, c: float, mu: float) -> None:
+        self.parameter, self.learning_rate, self.c, self.mu = parameter, learning_rate, c, mu
+        self.sum = parameter.detach().clone()
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update from the parameter's gradient."""
+        assert self.parameter.grad is not None
+        self.steps += 1
+        self.sum -= self.learning_rate * self.parameter.grad
+        threshold = self.c * self.learning_rate**0.5 * (self.steps * self.learning_rate) ** self.mu
+        self.parameter.copy_(shrunk(self.sum, threshold))
+
+
+def shrunk(value: Tensor, threshold: float) -> Tensor:
+    """sign(v) max(|v| - threshold, 0)."""
+    return value.sign() * (value.abs() - threshold).clamp(min=0)
+
+
+def search_autofis(
+    schema: FeatureSchema,
+    train: BatchSource,
+    valid: BatchSource,
+    training: TrainSettings,
+    *,
+    options: Mapping[str, Any],
+    budget: float = 1.0,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress,
+    learning_rate: float = 0.1,
+    c: float = 0.5,
+    mu: float = 0.8,
+) -> Found:
+    """Search for as many passes as half of the training's, then train the model of the pairs that are left.
+
+    learning_rate, c, mu: GRDA's. The authors tune them to their data sets (c and mu decide how many pairs are left).
+    Where all gates reach zero, the pair whose accumulated gate is the largest is kept.
+    """
+    began = time.perf_counter()
+    with seeded(derive(seed, "autofis", "search"), device):
+        model: Any = build("autofis", schema, options).to(device)
+    pairs = model.interactions
+    if pairs:
+        gates = model.gates
+        optimizer = adam(model, training.learning_rate, training.l2, training.l2_network)
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if p is not gates]
+        grda = GRDA(gates, learning_rate, c, mu)
+        epochs = max(1, math.ceil(training.epochs / 2))
+        for epoch in range(epochs):
+            epoch_seed = derive(seed, "autofis", epoch)
+            model.train()
+            steps = math.ceil(train.rows / training.batch_size)
+            with (
+                progress.task(f"autofis: search, epoch {epoch + 1} of {epochs}", steps) as task,
+                seeded(epoch_seed, device),
+            ):
+                for batch in train.batches(training.batch_size, seed=epoch_seed):
+                    loss = click_loss(model, batch.to(device), torch.Generator())
+                    optimizer.zero_grad(set_to_none=True)
+                    gates.grad = None
+                    loss.backward()
+                    optimizer.step()
+                    grda.step()
+                    task.advance()
+        left = [pair for pair, gate in zip(pairs, gates.tolist()) if gate != 0]
+        pairs = tuple(left or [pairs[int(grda.sum.abs().argmax())]])
+    seconds = time.perf_counter() - began
+    with seeded(derive(seed, "autofis", "model"), device):
+        final = build("autofis", schema, {**options, "interactions": pairs})
+    result = fit(
+        final, train, valid, training, seed=derive(seed, "autofis"), device=device, progress=progress, name="autofis"
+    )
+    return Found(final, result, [list(p) for p in pairs], seconds)

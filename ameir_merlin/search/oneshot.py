@@ -1,0 +1,168 @@
+"""Training a one-shot model: the three steps share this loop (Section 2.3)."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ameir_merlin.batch import Batch, BatchSource, Model
+from ameir_merlin.models.paths import All, InTurns, Paths
+from ameir_merlin.models.supernet import Supernet
+from ameir_merlin.progress import Progress
+from ameir_merlin.search.fair import FairPaths, shifts
+from ameir_merlin.search.settings import SearchSettings
+from ameir_merlin.seeds import derive
+from ameir_merlin.train import checkpoint
+from ameir_merlin.train.loop import seeded
+from ameir_merlin.train.objectives import OBJECTIVES, Objective
+from ameir_merlin.train.optimizer import adam, cosine
+
+
+@dataclass
+class Training:
+    """One run of one-shot training: where the figures go."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    updates: int = 0
+
+
+class Update(Protocol):
+    """Makes the model of each update. `round`: rows are taken in multiples of it, so that the shares are equal."""
+
+    round: int
+
+    def __call__(self, batch: Batch) -> Model:
+        """What the objective sees as the model for this batch."""
+        ...
+
+
+class Companion(Protocol):
+    """What is trained beside the supernet: architecture weights, a controller. It shares the supernet's checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """The inverse of `state_dict`."""
+        ...
+
+
+class PathsUpdate:
+    """Steps 1 and 3: each update has its fair paths, which share the rows of the batch."""
+
+    def __init__(self, supernet: Supernet, rng: random.Random) -> None:
+        self.supernet = supernet
+        self.fair = FairPaths(supernet.choices, rng)
+        self.round = self.fair.count
+
+    def __call__(self, batch: Batch) -> Paths:
+        """New paths."""
+        return Paths(self.supernet, self.fair.draw())
+
+
+class InteractionsUpdate:
+    """Step 2: every row with some candidate interactions, one at a time; each candidate has equally many rows.
+
+    rows: how many rows of a batch a candidate has at least; from it follows how many turns a row takes.
+    """
+
+    def __init__(self, supernet: Supernet, rng: random.Random, rows: int = 1) -> None:
+        self.supernet, self.rng, self.rows = supernet, rng, rows
+        self.round = len(supernet.choices.interactions)
+
+    def __call__(self, batch: Batch) -> InTurns | All:
+        """New turns for the rows."""
+        if self.supernet.linear and self.rows >= batch.size:
+            return All(self.supernet)
+        count = min(self.round, math.ceil(self.rows * self.round / batch.size))
+        turns = shifts(self.round, count, self.rng)
+        return InTurns(self.supernet, torch.tensor(turns, device=batch.dense.device))
+
+
+def train_one_shot(
+    supernet: Supernet,
+    train: BatchSource,
+    settings: SearchSettings,
+    *,
+    epochs: int,
+    objective: str,
+    update: Callable[[Supernet, random.Random], Update],
+    score: Callable[[], float],
+    seed: int,
+    device: torch.device | str,
+    progress: Progress,
+    name: str,
+    resume: Path,
+    beside: Companion | None = None,
+    after: Callable[[], None] = lambda: None,
+) -> Training:
+    """Train `supernet` in place for `epochs` passes with one cosine schedule; go on from `resume` if that is there.
+
+    score: called after each pass; its value (validation) goes into the history. beside: what `update` or `score` train
+    along with it. after: called when a step's gradients have been used and are still there.
+    """
+    rows = max(settings.batch_size, update(supernet, random.Random(0)).round)
+    steps = math.ceil(train.rows / rows)
+    loss_of: Objective = OBJECTIVES[objective]()
+    supernet.to(device)
+    optimizer = adam(supernet, settings.learning_rate, settings.l2, 0.0)
+    training = Training()
+    if resume.exists():
+        state = checkpoint.load(resume)
+        supernet.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        training = Training(**state["training"])
+        if beside is not None:
+            beside.load_state_dict(state["beside"])
+    for epoch in range(training.updates // steps, epochs):
+        began = time.perf_counter()
+        epoch_seed = derive(seed, name, epoch)
+        generator = torch.Generator().manual_seed(epoch_seed)
+        fair = update(supernet, random.Random(epoch_seed))
+        supernet.train()
+        running = torch.zeros((), device=device)
+        with progress.task(f"{name}, epoch {epoch + 1} of {epochs}", steps) as task, seeded(epoch_seed, device):
+            for step, batch in enumerate(train.batches(rows, seed=epoch_seed)):
+                keep = batch.size // fair.round * fair.round
+                if not keep:
+                    continue
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.learning_rate * cosine(epoch * steps + step, epochs * steps)
+                batch = batch.select(slice(0, keep)).to(device)
+                loss = loss_of(fair(batch), batch, generator)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                after()
+                running += loss.detach()
+                if (step + 1) % 10 == 0:
+                    task.advance(10, loss=float(running) / (step + 1))
+            task.advance(steps % 10)
+        training.updates += steps
+        seconds = time.perf_counter() - began
+        mean = float(running) / steps
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"{name}: the loss is {mean}: lower search.learning_rate")
+        training.history.append({"update": training.updates, "loss": mean, "valid": score(), "seconds": seconds})
+        state = {"model": supernet.state_dict(), "optimizer": optimizer.state_dict(), "training": vars(training)}
+        checkpoint.save(resume, state if beside is None else {**state, "beside": beside.state_dict()})
+    supernet.eval()
+    return training
+
+
+def validation_batches(source: BatchSource, rows: int, size: int, seed: int) -> Iterator[Batch]:
+    """The held validation subset: the first `rows` rows of one shuffle, in batches of at most `size`."""
+    left = rows
+    for batch in source.batches(min(size, rows), seed=seed):
+        yield batch if batch.size <= left else batch.select(slice(0, left))
+        left -= batch.size
+        if left <= 0:
+            return

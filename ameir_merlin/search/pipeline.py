@@ -1,0 +1,174 @@
+"""The three steps, one after the other (Section 2.3), and the training of what they found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ameir_merlin.batch import BatchSource
+from ameir_merlin.errors import UserError
+from ameir_merlin.models.ameir import Ameir
+from ameir_merlin.models.settings import BackboneSettings
+from ameir_merlin.models.supernet import Supernet, derive, inherit
+from ameir_merlin.progress import Progress, Silent
+from ameir_merlin.schema import FeatureSchema
+from ameir_merlin.search.behaviour import predefined_mlp, search_behaviour
+from ameir_merlin.search.candidates import load_finalists, save_finalists, seeded_supernet
+from ameir_merlin.search.interaction import chosen_interactions, search_interactions
+from ameir_merlin.search.mlp import search_mlp
+from ameir_merlin.search.problem import Problem
+from ameir_merlin.search.record import StepRecord
+from ameir_merlin.search.settings import SearchSettings
+from ameir_merlin.seeds import derive as derive_seed
+from ameir_merlin.space import SPACES, Architecture, Choices, Interaction
+from ameir_merlin.train.evaluate import main_metric
+from ameir_merlin.train.loop import FitResult, fit
+from ameir_merlin.train.settings import TrainSettings
+
+FINALISTS = "finalists.pt"
+
+
+def make_problem(
+    schema: FeatureSchema,
+    train: BatchSource,
+    valid: BatchSource,
+    backbone: BackboneSettings,
+    settings: SearchSettings,
+    training: TrainSettings,
+    *,
+    folder: Path,
+    space: str = "ameir",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Problem:
+    """Check that the settings fit the data, and put them together.
+
+    Raises `UserError` for a variant that the data has no features for, or a width that heads do not divide.
+    """
+    if space not in SPACES:
+        raise UserError(f"space: unknown '{space}', expected one of {', '.join(SPACES)}")
+    if settings.variant == "I":
+        schema = replace(schema, behaviour=None)
+    if schema.label.task == "retrieval" and settings.variant != "A":
+        raise UserError(f"search.variant: '{settings.variant}' needs non-sequential fields; retrieval searches 'A'")
+    if settings.variant in ("B", "C", "I") and len(schema.sparse) < 2:
+        raise UserError(f"search.variant: '{settings.variant}' needs at least two sparse fields")
+    if settings.variant == "A" and schema.behaviour is None:
+        raise UserError("search.variant: 'A' searches behaviours, and the schema has none")
+    width = len(schema.history_fields) * backbone.embedding_dim
+    if width % 4:
+        raise UserError(
+            f"model.embedding_dim: a behaviour has {width} numbers, which 4 attention heads do not divide; "
+            f"take an embedding_dim that makes {len(schema.history_fields)} * embedding_dim a multiple of 4"
+        )
+    if settings.variant != "A" and not settings.hidden:
+        raise UserError("search.hidden: Step 2 needs a pre-defined hidden layer")
+    if settings.variant == "C" and not settings.mlp_layers:
+        raise UserError("search.mlp_layers: variant 'C' searches hidden layers, expected at least 1")
+    return Problem(
+        schema,
+        train,
+        valid,
+        SPACES[space],
+        backbone,
+        settings,
+        training,
+        Path(folder),
+        seed,
+        device,
+        progress or Silent(),
+    )
+
+
+def search(problem: Problem) -> Architecture:
+    """Run the steps of the problem's variant; returns the architecture that the one-shot scores favour.
+
+    Leaves in the problem's folder: behaviour.json, interaction.json, mlp.json (those that were run) with every trial,
+    and the finalists with their one-shot weights, which `train_finalists` takes from there. Goes on where it was
+    interrupted: finished passes, cycles and steps are not repeated.
+    """
+    variant = problem.settings.variant
+    source: Supernet | None = None
+    blocks_top: list[Architecture] = []
+    if problem.schema.behaviour is not None:
+        record, source = search_behaviour(problem)
+        blocks_top = [Architecture.from_json(record.trial(n).candidate) for n in record.finalists]
+    if variant == "A":
+        assert source is not None
+        return _finish(problem, [derive(source, a) for a in blocks_top])
+    blocks = blocks_top[0].blocks if blocks_top else ()
+    record, of_interactions = search_interactions(problem)
+    interactions = chosen_interactions(record)
+    if variant in ("B", "I"):
+        return _finish(problem, [_assemble(problem, blocks, interactions, source, of_interactions)])
+    record, one_shot = search_mlp(problem, blocks, interactions, source or of_interactions)
+    mlps = [Architecture.from_json(record.trial(n).candidate) for n in record.finalists]
+    return _finish(problem, [derive(one_shot, a) for a in mlps])
+
+
+def _finish(problem: Problem, finalists: list[Ameir]) -> Architecture:
+    save_finalists(problem.folder / FINALISTS, finalists)
+    return finalists[0].architecture
+
+
+def _assemble(problem: Problem, blocks, interactions: tuple[Interaction, ...], source, of_interactions) -> Ameir:
+    """AMEIR-B and -I: blocks and interactions with the pre-defined MLP, weights from the two one-shot models."""
+    choices = Choices(
+        tuple((b,) for b in blocks), interactions, len(interactions), tuple((m,) for m in predefined_mlp(problem))
+    )
+    supernet = seeded_supernet(problem, choices, "assemble")
+    inherit(supernet, of_interactions)
+    if source is not None:
+        inherit(supernet, source)
+    if source is not None and of_interactions.mlp is not None:
+        assert supernet.mlp is not None
+        # The first layers differ in their base (behaviours), the interactions' own columns do not.
+        with torch.no_grad():
+            for interaction in interactions:
+                supernet.mlp.interactions[supernet.number[interaction]] = of_interactions.mlp.interactions[
+                    of_interactions.number[interaction]
+                ]
+    return derive(supernet, Architecture(tuple(blocks), interactions, predefined_mlp(problem)))
+
+
+def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, float]]]:
+    """Retrain each finalist from its one-shot weights; the best by validation, its result, and every finalist's score.
+
+    Section 2.3, "Derivation": the derived model keeps the one-shot weights as its initialisation.
+    """
+    metric = main_metric(problem.schema)
+    settings = replace(problem.training, objective=problem.objective)
+    best: tuple[Ameir, FitResult] | None = None
+    rows = []
+    finalists = load_finalists(problem.folder / FINALISTS, problem)
+    for place, model in enumerate(finalists):
+        result = fit(
+            model,
+            problem.train,
+            problem.valid,
+            settings,
+            seed=derive_seed(problem.seed, "finalist", place),
+            device=problem.device,
+            progress=problem.progress,
+            name=f"finalist {place + 1} of {len(finalists)}",
+            resume=problem.folder / "checkpoints" / f"finalist_{place}.pt",
+        )
+        rows.append({"finalist": place, "epochs": len(result.history) - 1, "seconds": result.seconds, **result.best})
+        if best is None or result.best[metric] > best[1].best[metric]:
+            best = (model, result)
+    assert best is not None
+    _note_choice(problem, [row[metric] for row in rows])
+    return *best, rows
+
+
+def _note_choice(problem: Problem, scores: list[float]) -> None:
+    """Write into the record of the step that the finalists came from how they did, and which was taken."""
+    record = StepRecord.load(problem.folder, {"A": "behaviour", "C": "mlp"}.get(problem.settings.variant, ""))
+    if record is None:
+        return
+    record.retrained = [{"number": n, "score": s} for n, s in zip(record.finalists, scores)]
+    record.chosen = record.finalists[scores.index(max(scores))]
+    record.save(problem.folder)

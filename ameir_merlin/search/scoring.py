@@ -1,0 +1,209 @@
+"""Scores of many candidates on the validation subset, sharing what they share (Section 2.3).
+
+Scores are fitness values, larger is better: "auc" or minus "logloss" for clicks, full-ranking NDCG@10 for retrieval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ameir_merlin.batch import Batch, Output
+from ameir_merlin.models.ameir import answer, shortcut
+from ameir_merlin.models.supernet import Encoded, Supernet
+from ameir_merlin.nn.activation import ACTIVATIONS
+from ameir_merlin.progress import Task
+from ameir_merlin.space import Architecture, Block, MLPLayer
+from ameir_merlin.train.evaluate import retrieval_ranks
+from ameir_merlin.train.metrics import auc, logloss, ndcg
+
+
+class Scores:
+    """Gathers every candidate's answers over batches, and turns them into fitness values."""
+
+    def __init__(self, candidates: int, fitness: str) -> None:
+        self.fitness = fitness
+        self.parts: list[list[Tensor]] = [[] for _ in range(candidates)]
+        self.labels: list[Tensor] = []
+
+    def add(self, candidate: int, output: Output, batch: Batch) -> None:
+        """One candidate's answer to one batch."""
+        if output.logits is not None:
+            self.parts[candidate].append(output.logits.float().cpu())
+        else:
+            query, items = output.retrieval()
+            self.parts[candidate].append(retrieval_ranks(query @ items.T, batch)[1].cpu())
+
+    def add_labels(self, batch: Batch) -> None:
+        """The labels of a batch, once a batch."""
+        self.labels.append(_label(batch).cpu())
+
+    def result(self) -> Tensor:
+        """Fitness of every candidate, float64 `[C]`."""
+        labels = torch.cat(self.labels)
+        found = []
+        for parts in self.parts:
+            values = torch.cat(parts)
+            if labels.dtype == torch.int64:
+                found.append(ndcg(values, 10))
+            else:
+                found.append(auc(values, labels) if self.fitness == "auc" else -logloss(values, labels))
+        return torch.stack(found)
+
+
+@torch.no_grad()
+def score_blocks(
+    supernet: Supernet, candidates: Sequence[Architecture], batches: Sequence[Batch], fitness: str, task: Task
+) -> Tensor:
+    """Step 1: candidates that begin with the same blocks share their hidden states (a prefix tree); float64 `[C]`."""
+    supernet.eval()
+    scores = Scores(len(candidates), fitness)
+    tree = _tree([a.blocks for a in candidates])
+    for batch in batches:
+        scores.add_labels(batch)
+        encoded = supernet.encode(batch)
+        for number, hidden in _walk(supernet, encoded, tree, encoded.hidden, 0):
+            scores.add(number, supernet.finish(encoded, supernet.base(encoded, hidden), candidates[number]), batch)
+            task.advance()
+    return scores.result()
+
+
+def _tree(paths: Sequence[tuple[Block, ...]]) -> dict:
+    """Nested dictionaries block -> subtree; the candidates that end in a node are under None."""
+    root: dict = {}
+    for number, path in enumerate(paths):
+        node = root
+        for block in path:
+            node = node.setdefault(block, {})
+        node.setdefault(None, []).append(number)
+    return root
+
+
+def _walk(
+    supernet: Supernet, encoded: Encoded, node: dict, hidden: Tensor | None, depth: int
+) -> Iterator[tuple[int, Tensor | None]]:
+    for number in node.get(None, ()):
+        yield number, hidden
+    for block, below in node.items():
+        if block is not None:
+            assert supernet.behaviour is not None
+            assert hidden is not None
+            assert encoded.mask is not None
+            after = supernet.behaviour.block(depth, hidden, encoded.mask, encoded.target, block)
+            yield from _walk(supernet, encoded, below, after, depth + 1)
+
+
+@torch.no_grad()
+def score_interactions(
+    supernet: Supernet, batches: Sequence[Batch], fitness: str, task: Task, chunk: int = 64
+) -> Tensor:
+    """Step 2: every candidate interaction of the supernet on its own; the base's projection once a batch; `[C]`."""
+    assert supernet.mlp is not None
+    supernet.eval()
+    layers = tuple(candidates[0] for candidates in supernet.choices.mlp)
+    width = layers[0].width
+    count = len(supernet.choices.interactions)
+    logits: list[Tensor] = []
+    for batch in batches:
+        if supernet.linear:
+            parts = [supernet.each_interaction(rows).clicks() for rows in _parts(batch, 256)]
+            logits.append(torch.cat(parts).T)
+            task.advance(count)
+            continue
+        encoded = supernet.encode(batch)
+        base = supernet.mlp.project_base(supernet.base(encoded, encoded.hidden), width)
+        products = supernet.hadamard(encoded.embedded).transpose(0, 1)
+        rows = []
+        for start in range(0, count, chunk):
+            part = slice(start, min(start + chunk, count))
+            weight = supernet.mlp.interactions[part, :width].transpose(1, 2)
+            first = torch.baddbmm(base.expand(part.stop - start, -1, -1), products[part], weight)
+            hidden = supernet.mlp.tail(first.flatten(0, 1), layers)
+            side = None
+            if supernet.settings.shortcut != "none":
+                units = [encoded.embedded.expand(part.stop - start, -1, -1, -1), products[part].unsqueeze(2)]
+                side = shortcut(supernet.settings, supernet.shortcut, torch.cat(units, 2).flatten(0, 1))
+            rows.append(answer(supernet, hidden, side).clicks().view(part.stop - start, -1))
+            task.advance(part.stop - start)
+        logits.append(torch.cat(rows))
+    values = torch.cat(logits, 1).float().cpu()
+    labels = torch.cat([_label(b) for b in batches]).cpu()
+    return auc(values, labels) if fitness == "auc" else -logloss(values, labels)
+
+
+def _label(batch: Batch) -> Tensor:
+    assert batch.label is not None
+    return batch.label
+
+
+def _parts(batch: Batch, size: int) -> Iterator[Batch]:
+    for start in range(0, batch.size, size):
+        yield batch.select(slice(start, start + size))
+
+
+@torch.no_grad()
+def score_mlps(
+    supernet: Supernet, candidates: Sequence[Architecture], batches: Sequence[Batch], fitness: str, task: Task
+) -> Tensor:
+    """Step 3: candidates share the products of equal leading layers; `[C]`, float64.
+
+    A layer's product is made once for the largest width that a prefix needs, and sliced. For the last layer, all
+    widths of one activation are answered by one cumulative sum of its units' parts of the logit.
+    """
+    assert supernet.mlp is not None
+    supernet.eval()
+    tree = _prefixes([a.mlp for a in candidates])
+    logits: list[list[Tensor]] = [[] for _ in candidates]
+    for batch in batches:
+        encoded = supernet.encode(batch)
+        base = supernet.base(encoded, supernet.stage1(encoded, candidates[0].blocks))
+        products = supernet.hadamard(encoded.embedded)
+        side = shortcut(supernet.settings, supernet.shortcut, torch.cat([encoded.embedded, products], 1))
+        constant = answer(supernet, base[:, :0], side).clicks()
+        x = torch.cat([base, products.flatten(1)], 1)
+        first = supernet.mlp
+        weight = torch.cat([first.base, first.interactions.transpose(0, 1).flatten(1)], 1)
+        for number, value in _mlp_walk(supernet, tree, x, weight, 0):
+            logits[number].append((constant + value).float().cpu())
+        task.advance(len(candidates))
+    labels = torch.cat([_label(b) for b in batches]).cpu()
+    found = []
+    for parts in logits:
+        values = torch.cat(parts)
+        found.append(auc(values, labels) if fitness == "auc" else -logloss(values, labels))
+    return torch.stack(found)
+
+
+def _prefixes(paths: Sequence[tuple[MLPLayer, ...]]) -> dict:
+    """activation -> width -> subtree or, at the last layer, the candidates' numbers."""
+    root: dict = {}
+    for number, path in enumerate(paths):
+        node = root
+        for layer in path[:-1]:
+            node = node.setdefault(layer.activation, {}).setdefault(layer.width, {})
+        node.setdefault(path[-1].activation, {}).setdefault(path[-1].width, []).append(number)
+    return root
+
+
+def _mlp_walk(supernet: Supernet, node: dict, x: Tensor, weight: Tensor, depth: int) -> Iterator[tuple[int, Tensor]]:
+    assert supernet.mlp is not None
+    widest = max(width for widths in node.values() for width in widths)
+    bias = supernet.mlp.biases[depth][:widest]
+    full = F.linear(x, weight[:widest, : x.shape[1]], bias)
+    last = depth == len(supernet.mlp.biases) - 1
+    for name, widths in node.items():
+        most = max(widths)
+        active = (
+            supernet.mlp.activate(depth, full[:, :most], name) if name == "dice" else ACTIVATIONS[name](full[:, :most])
+        )
+        if last:
+            sums = (active * supernet.output.weight[0, :most]).double().cumsum(1)
+            for width, numbers in widths.items():
+                for number in numbers:
+                    yield number, sums[:, width - 1].to(active.dtype)
+        else:
+            for width, below in widths.items():
+                yield from _mlp_walk(supernet, below, active[:, :width], supernet.mlp.weights[depth], depth + 1)

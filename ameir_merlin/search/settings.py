@@ -1,0 +1,76 @@
+"""How the three-step search is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """The search (Sections 2.3 and 3.1, Appendix D.1); defaults are the paper's for Alimama where it gives them.
+
+    variant: what is searched: "A" behaviours only, "B" and interactions, "C" and the MLP; "I" interactions alone, in a
+    DeepFM-like backbone (`shortcut = "fm"`).
+    blocks: L_a. interactions: M. mlp_layers: L_c. hidden, hidden_activation: the pre-defined MLP of Steps 1 and 2.
+    interaction_activation: that of Step 2's pre-defined MLP. A ReLU MLP learns interactions by itself from e^b, so that
+    candidates score the more alike the longer it is trained; with the identity, a candidate scores what it adds, and
+    all candidates of a row cost little more than one.
+    interaction_init: Step 2's embeddings start uniform in [-interaction_init, interaction_init]. A product of r
+    embeddings starts at that to the power r: from Appendix D.1's 0.05, one of three fields is not learned within the
+    updates that small data allow.
+    candidates: architectures sampled and scored in Steps 1 and 3. top: how many of them are evaluated further.
+    cycles, keep: cycles of Step 2 and the interactions kept after each (k).
+    rows_per_candidate: rows of a batch that each candidate interaction of Step 2 is trained on at least; a row is run
+    through as many candidates, one at a time, as that takes. The paper's one candidate a row leaves each with
+    batch / candidates rows, too few on small data.
+    parsimony: see `search.interaction.pick`; 0 is the paper's plain top-M.
+    epochs_behaviour, epochs_interaction (a cycle), epochs_mlp: passes over the training rows of the one-shot models.
+    epochs_further: passes that each of the top candidates of Step 1 is fine-tuned for.
+    valid_rows: validation rows that candidates are scored on. fitness: what Step 2 and the others rank by on clicks.
+    """
+
+    variant: Literal["A", "B", "C", "I"] = "C"
+    blocks: int = 3
+    interactions: int = 5
+    mlp_layers: int = 2
+    hidden: tuple[int, ...] = (200, 80)
+    hidden_activation: str = "relu"
+    interaction_activation: str = "identity"
+    interaction_init: float = 0.5
+    candidates: int = 2000
+    top: int = 5
+    cycles: int = 4
+    keep: int = 50
+    rows_per_candidate: int = 1024
+    parsimony: float = 0.0
+    epochs_behaviour: int = 10
+    epochs_interaction: int = 3
+    epochs_mlp: int = 5
+    epochs_further: int = 1
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    l2: float = 1e-6
+    valid_rows: int = 8192
+    fitness: Literal["auc", "logloss"] = "auc"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "candidates",
+            "top",
+            "cycles",
+            "rows_per_candidate",
+            "keep",
+            "batch_size",
+            "valid_rows",
+            "epochs_behaviour",
+            "epochs_interaction",
+            "epochs_mlp",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("blocks", "interactions", "mlp_layers", "epochs_further"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
+        if any(b > a for a, b in zip(self.hidden, self.hidden[1:])) or any(w < 1 for w in self.hidden):
+            raise ValueError(f"hidden is {list(self.hidden)}, expected widths that do not grow, at least 1 each")

@@ -1,0 +1,34 @@
+"""Search methods on AMEIR's own space, AMEIR's among them (Appendix C.4).
+
+A strategy is called as `strategy(problem, budget, settings)`. It leaves its finalists in the problem's folder, where
+`pipeline.train_finalists` takes them from, and goes on there if it was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ameir_merlin.search.account import Budget
+from ameir_merlin.search.problem import Problem
+from ameir_merlin.search.strategies.alone import search_evolution, search_random, search_rl
+from ameir_merlin.search.strategies.enas import search_enas
+from ameir_merlin.search.strategies.found import Found
+from ameir_merlin.search.strategies.one_shot import search_one_shot
+from ameir_merlin.search.strategies.relaxation import search_darts, search_snas
+from ameir_merlin.search.strategies.settings import StrategySettings
+from ameir_merlin.search.strategies.three_steps import search_ameir
+
+Strategy = Callable[[Problem, Budget, StrategySettings], Found]
+
+# name -> the method; adding one is a file and a line. The first three train every architecture alone.
+STRATEGIES: dict[str, Strategy] = {
+    "random": search_random,
+    "rl": search_rl,
+    "evolution": search_evolution,
+    "enas": search_enas,
+    "darts": search_darts,
+    "snas": search_snas,
+    "oneshot": search_one_shot,
+    "ameir": search_ameir,
+}
+ALONE = ("random", "rl", "evolution")

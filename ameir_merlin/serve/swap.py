@@ -1,0 +1,80 @@
+"""Replaces a served model by its next version while requests come in."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from ameir_merlin.errors import UserError
+from ameir_merlin.serve import manifest
+from ameir_merlin.serve.control import Repository
+from ameir_merlin.serve.triton import Server
+
+
+def swap(server: Server, live: str | Path, new: str | Path, *, drain: float = 10.0) -> None:
+    """Make `server` answer with the repository `new` instead of what it serves from the folder `live`.
+
+    The steps of `new` are put beside those of `live` and loaded; then the ensemble that clients call is loaded anew, in
+    one step of Triton's: a request that came before is answered by the old version as a whole, a later one by the new.
+    `drain` seconds after that, the longest that a request may take, the old steps are unloaded and removed.
+
+    new: exported with the same name and another version; left as it is.
+    Raises `UserError` when `new` does not fit, or does not load; the old version then goes on.
+    """
+    live, new = Path(live), Path(new)
+    for repository in (live, new):
+        manifest.verify(repository)
+    name = public_name(live)
+    if public_name(new) != name:
+        raise UserError(f"{new}: its model is '{public_name(new)}', but '{name}' is served")
+    old, steps = _steps(live, name), _steps(new, name)
+    common = sorted(set(old) & set(steps))
+    if common:
+        raise UserError(f"{new}: has the version that is served ('{common[0]}' is in both); export it with another one")
+    models = Repository(server.http, server.key)
+    with tempfile.TemporaryDirectory() as kept:
+        before = shutil.copytree(live / name, Path(kept) / name)
+        for step in steps:
+            shutil.copytree(new / step, live / step)
+        manifest.write(live)
+        try:
+            for step in steps:
+                models.load(step)
+            _replace(live / name, new / name)
+            manifest.write(live)
+            models.load(name)
+        except UserError:
+            _replace(live / name, before)
+            _drop(models, live, steps)
+            raise
+        time.sleep(drain)
+        _drop(models, live, old)
+
+
+def public_name(repository: str | Path) -> str:
+    """Name of the ensemble in a repository."""
+    for config in sorted(Path(repository).glob("*/config.pbtxt")):
+        if 'platform: "ensemble"' in config.read_text(encoding="utf-8"):
+            return config.parent.name
+    raise UserError(f"{repository}: no ensemble in it; not a repository that export wrote")
+
+
+def _steps(repository: Path, name: str) -> list[str]:
+    return sorted(p.parent.name for p in repository.glob("*/config.pbtxt") if p.parent.name != name)
+
+
+def _drop(models: Repository, live: Path, steps: list[str]) -> None:
+    for step in steps:
+        models.unload(step)
+        shutil.rmtree(live / step)
+    manifest.write(live)
+
+
+def _replace(target: Path, source: Path) -> None:
+    """The ensemble's folder: Triton reads it only when it is told to."""
+    old = {p.name for p in target.iterdir()}
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    for name in old - {p.name for p in source.iterdir()}:
+        shutil.rmtree(target / name)

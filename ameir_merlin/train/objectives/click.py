@@ -1,0 +1,22 @@
+"""Binary log loss for click-through prediction (Eqn. 6)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ameir_merlin.batch import Batch, Model
+
+
+def click_loss(model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Mean of -[y log sigma(z) + (1 - y) log(1 - sigma(z))] over the batch, plus the model's auxiliary loss if any.
+
+    A row that the model answers more than once (logits `[B, R]`) counts as so many rows.
+    """
+    output = model(batch)
+    logits = output.clicks()
+    assert batch.label is not None
+    label = batch.label.reshape(-1, *[1] * (logits.dim() - 1)).expand_as(logits)
+    loss = F.binary_cross_entropy_with_logits(logits, label)
+    return loss if output.auxiliary is None else loss + output.auxiliary

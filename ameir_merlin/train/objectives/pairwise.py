@@ -1,0 +1,65 @@
+"""Pairwise ranking losses: BPR and GRU4Rec+'s BPR-max."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ameir_merlin.batch import Batch, Model
+from ameir_merlin.schema import FIRST_ID
+from ameir_merlin.train.objectives.questions import ask
+from ameir_merlin.train.objectives.sampled import draw_negatives
+
+
+@dataclass(frozen=True)
+class BPR:
+    """-log sigmoid(<q, e_i> - <q, e_j>), j uniform among the items outside the user's window (Rendle et al. 2009).
+
+    Mean over the questions of `ask`, one negative for each.
+    """
+
+    def __call__(self, model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The loss of one batch of training windows `[B, W]`."""
+        asked = ask(model, batch, generator)
+        window = next(iter(batch.history.values()))
+        negatives = draw_negatives(window, asked.target.shape, asked.items.shape[0], generator)
+        better, worse = F.embedding(asked.target, asked.items), F.embedding(negatives, asked.items)
+        real = asked.target > 0
+        return (F.softplus(-(asked.query * (better - worse)).sum(2)) * real).sum() / real.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class BPRMax:
+    """-log sum_j s_j sigmoid(r_i - r_j) + lambda sum_j s_j r_j^2 with s = softmax_j(r_j).
+
+    GRU4Rec+'s loss (Hidasi and Karatzoglou 2018, Section 3.3). The negatives j are shared by all questions of a batch,
+    without the question's own target: `in_batch` targets of other questions (so drawn by popularity) and `extra`
+    uniform ones. The authors draw the extra ones by popularity to the power alpha; the mixture of the two stands for
+    that. regularization: lambda, 1 in their experiments.
+    """
+
+    in_batch: int = 1024
+    extra: int = 1024
+    regularization: float = 1.0
+
+    def __call__(self, model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The loss of one batch of training windows `[B, W]`."""
+        asked = ask(model, batch, generator)
+        query, target = asked.flat()
+        others = torch.randperm(len(target), generator=generator)[: self.in_batch].to(target.device)
+        extra = torch.randint(FIRST_ID, asked.items.shape[0], (self.extra,), generator=generator).to(target.device)
+        negatives = torch.cat([target[others], extra])
+        own = (query * F.embedding(target, asked.items)).sum(1, keepdim=True)
+        scores = query @ F.embedding(negatives, asked.items).T
+        loss = bpr_max(own, scores, negatives == target.unsqueeze(1), self.regularization)
+        return loss.sum() / max(1, len(target))
+
+
+def bpr_max(own: Tensor, scores: Tensor, left_out: Tensor, regularization: float) -> Tensor:
+    """BPR-max `[n]` of targets' scores `[n, 1]` and negatives' `[n, m]`; bool `[n, m]` tells which are left out."""
+    log_share = torch.log_softmax(scores.masked_fill(left_out, float("-inf")), 1)
+    ranking = -torch.logsumexp(log_share + F.logsigmoid(own - scores), 1)
+    return ranking + regularization * (log_share.exp() * scores.square()).sum(1)

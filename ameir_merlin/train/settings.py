@@ -1,0 +1,36 @@
+"""How a model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One training run (Appendix D).
+
+    epochs: passes over the training rows at most. patience: passes without a better validation score before it stops.
+    batch_size: rows an update; 1024 (Alimama), 512 (Beauty, Steam), 4096 (Criteo, Avazu) in the paper.
+    learning_rate: Adam's, searched in {1e-3, 1e-4, 1e-5, 1e-6}. l2: weight of the L2 penalty on embeddings, added to
+    the gradient as Adam's weight decay; `l2_network` the same for all other weights.
+    objective: a name of `train.objectives.OBJECTIVES`; empty = what the model names as its own.
+    clip: largest norm of a gradient; 0 = not clipped. eval_batch: rows a step while scoring.
+    """
+
+    epochs: int = 20
+    patience: int = 3
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    l2: float = 1e-6
+    l2_network: float = 0.0
+    objective: str = ""
+    clip: float = 0.0
+    eval_batch: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "batch_size", "eval_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("learning_rate", "l2", "l2_network", "clip"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
