@@ -1,0 +1,1 @@
+"""Measurements that stand beside the tests; each prints its figures as JSON in its last line."""

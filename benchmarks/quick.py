@@ -1,0 +1,91 @@
+"""`make bench-quick`: all five tables at a reduced budget, in less than half an hour on two cores.
+
+    python -m benchmarks.quick --data ../shared/data
+
+On MovieLens-100K and Amazon Beauty where --data has their files, else on generated ones. QPS figures come from --qps,
+if `python -m benchmarks.qps` has left any. What was finished stays in --out, and the same command goes on from there.
+The last line of standard output is {"command": "benchmarks.quick", "figures": {...}}: each table's first metric by row,
+and the seconds that each took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from ameir_merlin.config import load_config
+from ameir_merlin.display import display
+from ameir_merlin.files import is_complete, read_json, write_json
+from benchmarks import table1, table2, table3, table4, table5
+from benchmarks.tables import WORKFLOWS, Table, make, parser, user_errors
+
+# Of the configurations' passes and candidates, and what else is made smaller: chosen so that all ends in half an hour.
+BUDGET = {"table1": 0.1, "table2": 0.05, "table3": 0.1, "table4": 0.02, "table5": 0.1}
+CLICKS = ("search.cycles=2", "search.rows_per_candidate=64", "train.batch_size=2048", "search.batch_size=2048")
+ITEMS = ("search.blocks=2", "model.embedding_dim=32", "search.valid_rows=512", "train.batch_size=512")
+TABLES: tuple[tuple[Table, str], ...] = (
+    (table1.TABLE, "clicks"),
+    (table3.TABLE, "clicks"),
+    (table5.TABLE, "clicks"),
+    (table4.TABLE, "clicks"),
+    (table2.TABLE, "items"),
+)
+
+
+def prepared(kind: str, data: Path, out: Path) -> tuple[Path, Path, str]:
+    """A prepared data set of clicks or next items: its folder, its configuration, its name."""
+    from ameir_merlin.data.generate import GENERATORS
+    from ameir_merlin.data.prepare import prepare
+
+    raw, config = {
+        "clicks": (data / "ml-100k", WORKFLOWS / "movielens.toml"),
+        "items": (data, WORKFLOWS / "beauty.toml"),
+    }[kind]
+    name = load_config(config).name
+    real = raw.is_dir() and (kind == "clicks" or (raw / "beauty.txt.gz").is_file())
+    folder = out / "data" / (name if real else f"generated-{name}")
+    if not real:
+        raw = out / "data" / f"raw-{name}"
+        name = f"generated {name}"
+        if not raw.is_dir():
+            GENERATORS["movielens" if kind == "clicks" else "reviews"](raw)
+    if not is_complete(folder):
+        prepare(load_config(config).dataset(), raw, folder, progress=display())
+    return folder, config, name
+
+
+def main() -> None:
+    """Prepare, make the tables, tell."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR", help="the real files")
+    made.add_argument("--out", type=Path, default=Path("runs/bench-quick"), metavar="DIR")
+    made.add_argument("--qps", type=Path, default=Path("runs/qps/qps.json"), metavar="FILE")
+    made.add_argument("--json", type=Path, metavar="FILE")
+    given = made.parse_args()
+    figures: dict[str, float] = {}
+    with user_errors():
+        for table, kind in TABLES:
+            folder, config, name = prepared(kind, given.data, given.out)
+            began = time.perf_counter()
+            options = [str(folder), "--config", str(config), "--dataset", name, "--repeats", "1"]
+            options += ["--budget", str(BUDGET[table.name]), "--out", str(given.out / table.name)]
+            for setting in CLICKS if kind == "clicks" else ITEMS:
+                options += ["--set", setting]
+            arguments = parser(table, "").parse_args(options)
+            arguments.qps = given.qps if given.qps.is_file() else None
+            result = make(table, arguments, table1.qps(arguments) if table is table1.TABLE else None, last_line=False)
+            figures |= {f"{table.name}_{key}": value for key, value in result["figures"].items()}
+            seconds = given.out / table.name / "seconds.json"
+            if not seconds.exists():  # a table that was there already took the time that it took then
+                write_json(seconds, round(time.perf_counter() - began, 1))
+            figures[f"{table.name}_seconds"] = read_json(seconds)
+    line = {"command": "benchmarks.quick", "figures": figures}
+    if given.json:
+        write_json(given.json, line)
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Table 1: hand-made click models and AMEIR-A, -B, -C on rows with behaviours, fields and dense values.
+
+    python -m benchmarks.table1 runs/movielens/data --repeats 4 --qps runs/qps/qps.json
+
+--qps takes what `python -m benchmarks.qps` measured (requests a second, one row a request, one client). Rows are kept
+in --out as they are finished; the same command goes on after a kill. The last line of standard output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+from ameir_merlin.files import read_json
+from benchmarks.tables import Figures, Table, ameir, known, main
+
+PAPER = {
+    "dnn": {"auc": 0.6304},
+    "wide_deep": {"auc": 0.6313},
+    "deepfm": {"auc": 0.6320},
+    "din": {"auc": 0.6341},
+    "dien": {"auc": 0.6344},
+    "dsin": {"auc": 0.6352},
+    "ameir-a": {"auc": 0.6357},
+    "ameir-b": {"auc": 0.6359},
+    "ameir-c": {"auc": 0.6383},
+}
+
+TABLE = Table(
+    name="table1",
+    title="Table 1: industrial models",
+    rows={
+        **known("dnn", "wide_deep", "deepfm", "din", "dien", "dsin"),
+        "ameir-a": ameir("A"),
+        "ameir-b": ameir("B"),
+        "ameir-c": ameir("C"),
+    },
+    metrics=("auc", "logloss"),
+    ours="ameir-c",
+    paper={"alimama": PAPER},
+    columns=("parameters", "seconds", "examples_per_second", "qps"),
+)
+
+
+def qps(given: argparse.Namespace) -> Mapping[str, Figures]:
+    """The QPS column out of the serving benchmark's file."""
+    if not given.qps:
+        return {}
+    cells = [c for c in read_json(given.qps)["rows"] if c["batch"] == 1 and c["concurrency"] == 1]
+    return {c["model"].replace("wide-deep", "wide_deep"): {"qps": c["requests"]} for c in cells}
+
+
+def option(parser: argparse.ArgumentParser) -> None:
+    """--qps."""
+    parser.add_argument("--qps", metavar="FILE", help="qps.json of benchmarks.qps, for the QPS column")
+
+
+if __name__ == "__main__":
+    main(TABLE, __doc__, qps, option)

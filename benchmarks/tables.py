@@ -1,0 +1,458 @@
+"""What the paper's tables have in common: rows trained once a seed and kept, averages, a test, the page.
+
+A row is a name and a function from a `Bench` and a seed to figures. What it finds is written to OUT/rows/NAME-SEED.json
+as soon as it is known, so that a command that was killed goes on with the first row that is missing, and that row with
+the last pass of its training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ameir_merlin.config import Config, load_config
+from ameir_merlin.data.parquet import ResidentData
+from ameir_merlin.display import display
+from ameir_merlin.environment import environment
+from ameir_merlin.errors import UserError
+from ameir_merlin.files import read_json, write_json, write_text
+from ameir_merlin.models import MODELS, build, model_class
+from ameir_merlin.progress import Progress, Silent
+from ameir_merlin.run.measure import measured
+from ameir_merlin.schema import FeatureSchema
+from ameir_merlin.search.pipeline import make_problem, search, train_finalists
+from ameir_merlin.search.problem import Problem
+from ameir_merlin.seeds import derive
+from ameir_merlin.train.evaluate import evaluate
+from ameir_merlin.train.loop import FitResult, fit, seeded
+
+WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+LOWER_IS_BETTER = ("logloss",)
+Figures = dict[str, Any]
+
+
+@dataclass
+class Bench:
+    """Prepared data, settings, and where intermediate files go.
+
+    budget: share of the configuration's passes and candidates that is spent (1 = all of it).
+    """
+
+    schema: FeatureSchema
+    splits: Mapping[str, Any]
+    config: Config
+    folder: Path
+    budget: float = 1.0
+    device: str = "cpu"
+    progress: Progress = field(default_factory=Silent)
+
+    @classmethod
+    def open(cls, data: Path, config: Config, folder: Path, *, behaviours: bool = True, **more: Any) -> Bench:
+        """The prepared data set in `data` (schema.json, train/, valid/, test/); without its behaviours if so asked."""
+        schema = FeatureSchema.load(data / "schema.json")
+        if not behaviours:
+            schema = dataclasses.replace(schema, behaviour=None)
+        device = more.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+        splits = {split: ResidentData(data / split, schema, device) for split in ("train", "valid", "test")}
+        return cls(schema, splits, config, folder, **more)
+
+    @property
+    def training(self) -> Any:
+        """`[train]` at the budget."""
+        train = self.config.train
+        return dataclasses.replace(train, epochs=self.share(train.epochs), patience=min(train.patience, 3))
+
+    def share(self, count: int) -> int:
+        """`count` at the budget, at least 1."""
+        return max(1, math.ceil(count * self.budget))
+
+    def problem(self, seed: int, name: str, variant: str, **backbone: Any) -> Problem:
+        """A search of `variant` at the budget, in its own folder under `name`."""
+        s = self.config.search
+        settings = dataclasses.replace(
+            s,
+            variant=variant,
+            candidates=max(s.top, self.share(s.candidates)),
+            top=max(1, min(s.top, self.share(2 * s.top))),
+            epochs_behaviour=self.share(s.epochs_behaviour),
+            epochs_interaction=self.share(s.epochs_interaction),
+            epochs_mlp=self.share(s.epochs_mlp),
+            keep=max(s.interactions, self.share(s.keep)),
+        )
+        return make_problem(
+            self.schema,
+            self.splits["train"],
+            self.splits["valid"],
+            dataclasses.replace(self.config.model, **backbone),
+            settings,
+            self.training,
+            folder=self.folder / "search" / f"{name}-{seed}",
+            space=self.config.space,
+            seed=seed,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def measure(self, model: nn.Module, result: FitResult) -> Figures:
+        """Test metrics of a trained model, its size, and training examples a second."""
+        test = evaluate(model, self.splits["test"], batch_size=self.config.train.eval_batch, device=self.device)
+        speed = result.examples / result.seconds if result.seconds else 0.0
+        parameters = sum(p.numel() for p in model.parameters())
+        return {"test": test, "valid": result.best, "parameters": parameters, "examples_per_second": speed}
+
+    def checkpoint(self, name: str, seed: int) -> Path:
+        """Where the training of row `name` keeps its state."""
+        return self.folder / "checkpoints" / f"{name}-{seed}.pt"
+
+
+Row = Callable[[Bench, int], Figures]
+
+
+def trained(bench: Bench, model: nn.Module, name: str, seed: int, **changes: Any) -> Figures:
+    """Train `model`, which is row `name`, by the configuration's `[train]`, and measure it."""
+    resume = bench.checkpoint(name, seed)
+    settings = dataclasses.replace(bench.training, **{"objective": "", **changes})
+    result = fit(
+        model,
+        bench.splits["train"],
+        bench.splits["valid"],
+        settings,
+        seed=derive(seed, "training", name),
+        device=bench.device,
+        progress=bench.progress,
+        name=f"{name}, seed {seed}",
+        resume=resume,
+    )
+    figures = bench.measure(model, result)
+    resume.unlink(missing_ok=True)
+    return figures
+
+
+def baseline(name: str, **more: Any) -> Row:
+    """Row of model `name`: the configuration's embedding size, hidden layers and dropout where the model has them."""
+
+    def row(bench: Bench, seed: int) -> Figures:
+        config = bench.config
+        known = {f.name for f in dataclasses.fields(model_class(name).configuration)}
+        options: dict[str, Any] = {"dim": config.model.embedding_dim}
+        if bench.schema.label.task == "click":
+            options |= {"hidden": config.search.hidden, "dropout": config.model.mlp_dropout}
+        options |= config.baselines.options.get(name, {})
+        options = {key: value for key, value in options.items() if key in known} | more
+        with seeded(derive(seed, "model", name), bench.device):
+            model = build(name, bench.schema, options)
+        return trained(bench, model, name, seed, **config.baselines.train.get(name, {}))
+
+    return row
+
+
+def ameir(variant: str) -> Row:
+    """Row of AMEIR-A, -B or -C: search, retraining of the finalists, test. Variants share their common steps."""
+
+    def row(bench: Bench, seed: int) -> Figures:
+        problem = bench.problem(seed, "ameir", variant)
+        with measured() as cost:
+            search(problem)
+        for stale in (problem.folder / "checkpoints").glob("finalist_*.pt"):
+            stale.unlink()  # of another variant
+        model, result, _ = train_finalists(problem)
+        figures = {**bench.measure(model, result), "search_seconds": cost.seconds}
+        return figures | {"architecture": model.architecture.to_json()}
+
+    return row
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: its title, its rows in the paper's order, and what is in the paper.
+
+    metrics: shown, the first one ranks. ours: the row that the test is about. paper: data set, row, metric -> figure.
+    columns: further figures of a row to show.
+    """
+
+    name: str
+    title: str
+    rows: Mapping[str, Row]
+    metrics: tuple[str, ...]
+    ours: str
+    paper: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    columns: tuple[str, ...] = ("parameters", "seconds")
+    behaviours: bool = True
+
+
+def run(table: Table, bench: Bench, names: Sequence[str], repeats: int, extra: Mapping[str, Figures]) -> list[Figures]:
+    """Every row that is not there yet, with seeds 1 to `repeats`; all rows, summarised, in the table's order.
+
+    extra: row name to figures that were measured elsewhere.
+    """
+    check_same(bench.folder / "settings.json", fingerprint(bench))
+    total = len(names) * repeats
+    with bench.progress.task(table.title, total) as task:
+        for seed in range(1, repeats + 1):
+            for name in names:
+                file = row_file(bench.folder, name, seed)
+                if not file.exists():
+                    bench.progress.say(f"{table.name}: {name}, seed {seed}")
+                    began = time.perf_counter()
+                    figures = table.rows[name](bench, seed)
+                    seconds = round(time.perf_counter() - began, 2)
+                    write_json(file, {"row": name, "seed": seed, "seconds": seconds, **figures})
+                task.advance()
+    rows = []
+    for name in names:
+        found = [read_json(row_file(bench.folder, name, seed)) for seed in range(1, repeats + 1)]
+        rows.append(summary(name, found, table.metrics) | extra.get(name, {}))
+    return rows
+
+
+def row_file(folder: Path, name: str, seed: int) -> Path:
+    """Where a finished row is kept."""
+    return folder / "rows" / f"{name}-{seed}.json"
+
+
+def fingerprint(bench: Bench) -> dict[str, Any]:
+    """What rows must share to stand in one table."""
+    config = bench.config
+    parts = {part: asdict(getattr(config, part)) for part in ("model", "search", "train", "baselines")}
+    return json.loads(
+        json.dumps({"budget": bench.budget, "schema": bench.schema.to_json(), "space": config.space, **parts})
+    )
+
+
+def check_same(path: Path, value: dict[str, Any]) -> None:
+    """`UserError` if rows in this folder were made with other settings; else remember these."""
+    if not path.exists():
+        write_json(path, value)
+        return
+    before = read_json(path)
+    for key in value:
+        if before.get(key) != value[key]:
+            raise UserError(f"{path.parent}: its rows were made with another {key}; choose a new --out, or remove it")
+
+
+def summary(name: str, found: Sequence[Figures], metrics: Sequence[str]) -> Figures:
+    """Mean and standard deviation over the seeds of one row's figures."""
+    row: Figures = {"row": name, "repeats": len(found), "values": {}, "mean": {}, "std": {}}
+    for metric in metrics:
+        values = [f["test"][metric] for f in found]
+        row["values"][metric] = values
+        row["mean"][metric] = statistics.fmean(values)
+        row["std"][metric] = statistics.stdev(values) if len(values) > 1 else None
+    for key in ("parameters", "seconds", "search_seconds", "examples_per_second", "architectures", "examples"):
+        values = [f[key] for f in found if key in f]
+        if values:
+            row[key] = statistics.fmean(values)
+    row["architectures_found"] = [f["architecture"] for f in found if "architecture" in f]
+    return row
+
+
+def better(metric: str, left: float, right: float) -> bool:
+    """Whether `left` is better than `right`."""
+    return left < right if metric in LOWER_IS_BETTER else left > right
+
+
+def significance(rows: Sequence[Figures], ours: str, metric: str) -> Figures | None:
+    """Ours against the rival with the best mean, by a two-sided paired t-test over the seeds.
+
+    None where there is no rival, or not ours. p is null with less than two repeats, or where nothing varies.
+    """
+    from scipy.stats import ttest_rel
+
+    own = next((r for r in rows if r["row"] == ours), None)
+    rivals = [r for r in rows if not r["row"].startswith("ameir")]
+    if own is None or not rivals:
+        return None
+    best = rivals[0]
+    for rival in rivals[1:]:
+        if better(metric, rival["mean"][metric], best["mean"][metric]):
+            best = rival
+    left, right = own["values"][metric], best["values"][metric]
+    differences = [a - b for a, b in zip(left, right)]
+    p = None
+    if len(differences) > 1 and max(differences) > min(differences):
+        p = float(ttest_rel(left, right).pvalue)
+    return {
+        "metric": metric,
+        "ours": ours,
+        "rival": best["row"],
+        "difference": statistics.fmean(differences),
+        "p": p,
+        "repeats": len(differences),
+    }
+
+
+def markdown(table: Table, rows: Sequence[Figures], test: Figures | None, dataset: str, budget: float) -> str:
+    """The table as Markdown: mean ± deviation, the paper's figure beside it where the data set is the paper's."""
+    paper = table.paper.get(dataset, {})
+    columns = [c for c in table.columns if any(c in r for r in rows)]
+    head = ["model"]
+    for metric in table.metrics:
+        head += [metric, f"{metric}, paper"] if paper else [metric]
+    lines = [f"# {table.title}", "", "| " + " | ".join(head + columns) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(head) - 1 + len(columns)))
+    for row in rows:
+        cells = [row["row"]]
+        for metric in table.metrics:
+            cells.append(with_deviation(row["mean"][metric], row["std"][metric]))
+            if paper:
+                figure = paper.get(row["row"], {}).get(metric)
+                cells.append("" if figure is None else f"{figure:.4f}")
+        cells += [f"{row[c]:,.0f}" if c in row else "" for c in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", f"Data set: {dataset}; {rows[0]['repeats']} seed(s); budget {budget:g} of the configuration's."]
+    if not paper:
+        lines.append("The paper has no figures for this data set.")
+    if test:
+        chance = "not testable with so few seeds" if test["p"] is None else f"p = {test['p']:.3g}, paired t-test"
+        lines.append(
+            f"{test['ours']} against the best rival, {test['rival']}: "
+            f"{test['metric']} {test['difference']:+.4f} ({chance})."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def with_deviation(mean: float, std: float | None) -> str:
+    """0.7812 ± 0.0010"""
+    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
+
+
+def draw(table: Table, rows: Sequence[Figures], dataset: str, path: Path) -> None:
+    """The first metric of each row with its deviation; ours apart, and the paper's figure as a mark."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    metric, paper = table.metrics[0], table.paper.get(dataset, {})
+    figure, axes = pyplot.subplots(figsize=(6.5, 0.34 * len(rows) + 1.2))
+    for place, row in enumerate(reversed(rows)):
+        own = row["row"].startswith("ameir")
+        axes.errorbar(
+            row["mean"][metric], place, xerr=row["std"][metric] or 0, fmt="o", color="C1" if own else "C0", capsize=3
+        )
+        if metric in paper.get(row["row"], {}):
+            axes.plot(paper[row["row"]][metric], place, "x", color="0.5")
+    axes.set_yticks(range(len(rows)), [row["row"] for row in reversed(rows)])
+    axes.set_xlabel(f"{metric} on {dataset}" + ("; x: the paper's" if paper else ""))
+    axes.grid(axis="x", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def figures_of(rows: Sequence[Figures], test: Figures | None, metric: str) -> dict[str, float]:
+    """The numbers of the last line: each row's mean of the first metric, and the test."""
+    found = {f"{metric}_{row['row']}": round(row["mean"][metric], 5) for row in rows}
+    if test:
+        found["best_rival_difference"] = round(test["difference"], 5)
+        if test["p"] is not None:
+            found["p"] = round(test["p"], 5)
+    return found
+
+
+def parser(table: Table, text: str) -> argparse.ArgumentParser:
+    """The options that all tables have."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{table.name}",
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("data", type=Path, metavar="DATA", help="a prepared data set: schema.json, train/, valid/, test/")
+    made.add_argument(
+        "--config", type=Path, metavar="TOML", help="settings; by default those of the run that DATA is of"
+    )
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
+    made.add_argument("--repeats", type=int, default=4, metavar="N", help="seeds 1 to N (4, as in the paper)")
+    made.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help="of passes and candidates, 0 to 1")
+    made.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(table.rows)}; by default all")
+    made.add_argument("--out", type=Path, metavar="DIR", help=f"by default runs/{table.name}")
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write figures, rows and environment here")
+    made.add_argument(
+        "--dataset", default="", metavar="NAME", help="what to compare with; by default the config's name"
+    )
+    made.add_argument("--device", default="", metavar="DEVICE", help="by default the GPU if there is one")
+    return made
+
+
+def default_config(data: Path) -> Path:
+    """That of the run that the data are of; elsewhere that of MovieLens for clicks, of Beauty for next items."""
+    if (beside := data.resolve().parent / "config.toml").is_file():
+        return beside
+    schema = FeatureSchema.load(data / "schema.json")
+    return WORKFLOWS / ("beauty.toml" if schema.label.task == "retrieval" else "movielens.toml")
+
+
+def make(
+    table: Table, given: argparse.Namespace, extra: Mapping[str, Figures] | None = None, *, last_line: bool = True
+) -> Figures:
+    """Run `table` as the command line says, write NAME.md, NAME.json, NAME.svg, print; returns the result."""
+    names = list(table.rows) if not given.models else given.models
+    for name in names:
+        if name not in table.rows:
+            raise UserError(f"--models: no row '{name}'; the rows are {', '.join(table.rows)}")
+    if given.repeats < 1 or not 0 < given.budget <= 1:
+        raise UserError("--repeats must be at least 1, and --budget above 0 and at most 1")
+    config = load_config(given.config or default_config(given.data), given.set, definition=False)
+    out = given.out = given.out or Path("runs") / table.name
+    more = {"device": given.device} if given.device else {}
+    bench = Bench.open(
+        given.data, config, out, behaviours=table.behaviours, budget=given.budget, progress=display(), **more
+    )
+    rows = run(table, bench, names, given.repeats, extra or {})
+    dataset = given.dataset or config.name
+    test = significance(rows, table.ours, table.metrics[0])
+    figures = figures_of(rows, test, table.metrics[0])
+    text = markdown(table, rows, test, dataset, given.budget)
+    result = {"command": f"benchmarks.{table.name}", "figures": figures, "rows": rows, "test": test}
+    result |= {"dataset": dataset, "budget": given.budget, "environment": environment()}
+    write_text(out / f"{table.name}.md", text)
+    write_json(out / f"{table.name}.json", result)
+    draw(table, rows, dataset, out / f"{table.name}.svg")
+    if given.json:
+        write_json(given.json, result)
+    print(text)
+    if last_line:
+        print(json.dumps({"command": result["command"], "figures": figures}), flush=True)
+    return result
+
+
+def main(
+    table: Table,
+    text: str,
+    extra: Callable[[argparse.Namespace], Mapping[str, Figures]] | None = None,
+    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> None:
+    """The command: errors that a user can cause are one line."""
+    made = parser(table, text)
+    options(made)
+    given = made.parse_args()
+    with user_errors():
+        make(table, given, extra(given) if extra else None)
+
+
+@contextlib.contextmanager
+def user_errors():
+    """A `UserError` inside ends the program with its one line and status 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def known(*names: str) -> dict[str, Row]:
+    """Rows of models by name."""
+    return {name: baseline(name) for name in names if name in MODELS}
