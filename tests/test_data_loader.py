@@ -1,0 +1,107 @@
+"""The Merlin loader against the plain readers and against stock Merlin; the choice between them."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from test_data_parquet import CLICK, RETRIEVAL, as_rows, click_rows, equal, write
+
+from ameir_merlin.data.loader import BatchLoader, MerlinData, dataset
+from ameir_merlin.data.parquet import ResidentData, StreamedData
+from ameir_merlin.data.source import open_data
+from ameir_merlin.errors import UserError
+
+
+@pytest.mark.parametrize("seed", [None, 0, 7])
+@pytest.mark.parametrize(("bundle", "size"), [(1, 5), (9, 1), (9, 8), (1000, 7), (1000, 500)])
+def test_same_batches_as_without_merlin(tmp_path, seed, bundle, size):
+    write(tmp_path, 10, 1, 7, 30)
+    ours = MerlinData(tmp_path, CLICK, bundle_rows=bundle)
+    kept = ResidentData(tmp_path, CLICK, bundle_rows=bundle)
+    assert ours.rows == 48
+    for _ in range(2):  # a second pass is like the first
+        assert equal(ours.batches(size, seed=seed), kept.batches(size, seed=seed))
+
+
+def test_same_rows_as_stock_merlin(tmp_path):
+    from merlin.dataloader.torch import Loader
+
+    write(tmp_path, 10, 1, 7, 30)
+    groups = StreamedData(tmp_path, CLICK).groups
+    expected = []
+    with Loader(dataset(groups, CLICK), batch_size=9, shuffle=False) as stock:
+        for inputs, _ in stock:
+            for row in range(len(inputs["user"])):
+                one = {name: inputs[name][row].item() for name in ("user", "price", "age", "click")}
+                for name in ("tags", "h_item", "h_tags"):
+                    offsets = inputs[f"{name}__offsets"]
+                    one[name] = inputs[f"{name}__values"][offsets[row] : offsets[row + 1]].tolist()
+                expected.append(one)
+    assert as_rows(MerlinData(tmp_path, CLICK).batches(9)) == [{k: row[k] for k in row} for row in expected]
+
+
+def test_ragged_and_seen(tmp_path):
+    g = np.random.default_rng(0)
+    lists = pa.list_(pa.int64())
+    table = pa.table(
+        {
+            "h_item": pa.array([g.integers(3, 9, n).tolist() for n in g.integers(0, 4, 30)], lists),
+            "item": g.integers(3, 9, 30),
+            "seen": pa.array([g.integers(3, 9, n).tolist() for n in g.integers(1, 6, 30)], lists),
+            "negatives": pa.array(g.integers(3, 9, (30, 4)).tolist(), lists),
+        }
+    )
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=7)
+    kept = ResidentData(tmp_path, RETRIEVAL, bundle_rows=7)
+    ours = MerlinData(tmp_path, RETRIEVAL, bundle_rows=7)
+    pairs = list(zip(ours.batches(4, seed=2), kept.batches(4, seed=2), strict=True))
+    assert len(pairs) == 8
+    for a, b in pairs:
+        for name in ("label", "seen", "negatives", "mask"):
+            assert torch.equal(getattr(a, name), getattr(b, name))
+
+
+def test_fault_in_the_reading_thread_is_raised_and_ends_it(tmp_path):
+    write(tmp_path, 10, 10)
+    before = threading.active_count()
+    data = MerlinData(tmp_path, CLICK, bundle_rows=4)
+    (tmp_path / "part-1.parquet").write_bytes(b"PAR1 not a file")
+    with pytest.raises(UserError, match=r"part-1\.parquet: not a whole Parquet file"):
+        list(data.batches(3))
+    assert threading.active_count() == before
+
+
+def test_a_pass_that_is_left_stops_its_thread(tmp_path):
+    write(tmp_path, *[8] * 10)
+    before = threading.active_count()
+    data = MerlinData(tmp_path, CLICK, bundle_rows=4)
+    for _ in range(3):
+        batches = data.batches(3, seed=1)
+        assert next(batches).size == 3
+        batches.close()
+    assert threading.active_count() == before
+    assert sum(b.size for b in data.batches(3)) == 80
+
+
+def test_length(tmp_path):
+    write(tmp_path, 10)
+    assert len(BatchLoader(StreamedData(tmp_path, CLICK).groups, CLICK, 3)) == 4
+
+
+def test_resident_is_a_choice(tmp_path):
+    pq.write_table(pa.table(click_rows(100, 0)), tmp_path / "x.parquet", row_group_size=20)
+    assert isinstance(open_data(tmp_path, CLICK, resident=True), ResidentData)
+    streamed = open_data(tmp_path, CLICK, resident=False)
+    assert isinstance(streamed, MerlinData)
+    assert isinstance(open_data(tmp_path, CLICK), ResidentData)  # "auto": a hundred rows fit
+    assert isinstance(open_data(tmp_path, CLICK, memory=1000), MerlinData)
+    with pytest.raises(UserError, match="resident is 'yes', expected True, False or 'auto'"):
+        open_data(tmp_path, CLICK, resident="yes")
+    kept = open_data(tmp_path, CLICK)
+    for seed in (None, 3):
+        assert equal(streamed.batches(9, seed=seed), kept.batches(9, seed=seed))

@@ -1,0 +1,153 @@
+"""The found model as a merlin.models.torch Model: schemas both ways, equal outputs, Lightning's Trainer."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from core_cases import CLICKS, FIELDS, ITEMS, SCHEMA, disturb, settings, space_of, torch_seed
+from model_cases import random_batch
+from test_tables import write_split
+
+from ameir_merlin.data.parquet import ResidentData
+from ameir_merlin.errors import UserError
+from ameir_merlin.models.ameir import Ameir
+from ameir_merlin.schema import FeatureSchema
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import merlin.io
+    from merlin.dataloader.torch import Loader
+    from merlin.schema import ColumnSchema, Schema, Tags
+    from pytorch_lightning import Trainer
+
+    from ameir_merlin.merlin import AmeirModel, feature_schema, merlin_schema
+
+LIKE_MERLIN = ["full", "fields", "fields_dense", "no_target", "dense"]
+
+
+@pytest.mark.parametrize("name", LIKE_MERLIN)
+def test_a_schema_survives_the_way_to_merlin_and_back(name):
+    schema = CLICKS[name]
+    back = feature_schema(merlin_schema(schema))
+    if schema.behaviour:
+        fields = tuple(replace(f, role="item") for f in schema.behaviour.fields)
+        schema = replace(schema, behaviour=replace(schema.behaviour, fields=fields))
+    assert back == schema
+
+
+def test_a_schema_of_a_stranger_is_read_by_tags_and_domains():
+    columns = [
+        ColumnSchema("u", dtype="int64", tags=[Tags.CATEGORICAL, Tags.USER_ID], properties={"domain": {"max": 9}}),
+        ColumnSchema("price", dtype="float32", tags=[Tags.CONTINUOUS]),
+        ColumnSchema("comment", dtype="int64"),
+        ColumnSchema("clicked", dtype="int8", tags=[Tags.TARGET, Tags.BINARY_CLASSIFICATION]),
+    ]
+    found = feature_schema(Schema(columns))
+    assert [(f.name, f.kind, f.cardinality) for f in found.fields] == [("u", "categorical", 10), ("price", "dense", 0)]
+    assert found.label.name == "clicked"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ([ColumnSchema("u", tags=[Tags.CATEGORICAL])], "0 columns are tagged as binary target"),
+        ([ColumnSchema("u", tags=[Tags.CATEGORICAL]), ColumnSchema("y", tags=[Tags.TARGET])], "'u' is categorical and"),
+        (
+            [
+                ColumnSchema(
+                    "h", is_list=True, is_ragged=True, tags=[Tags.CATEGORICAL], properties={"domain": {"max": 5}}
+                ),
+                ColumnSchema("y", tags=[Tags.TARGET]),
+            ],
+            "list column 'h' has no value_count",
+        ),
+    ],
+)
+def test_what_a_schema_lacks_is_named(columns, message):
+    with pytest.raises(UserError, match=message):
+        feature_schema(Schema(columns))
+
+
+def dataset(schema: FeatureSchema, folder: Path, rows: int = 40) -> merlin.io.Dataset:
+    """Prepared rows as a Merlin data set."""
+    write_split(folder, schema, random_batch(schema, rows, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return merlin.io.Dataset(str(folder / "0.parquet"), engine="parquet", schema=merlin_schema(schema), cpu=True)
+
+
+@pytest.mark.filterwarnings("ignore:The inner type of a container")  # Merlin's, at each call
+@pytest.mark.parametrize("schema", [SCHEMA, FIELDS], ids=["full", "fields"])
+def test_outputs_equal_the_nets_own_from_the_same_weights(schema, tmp_path: Path):
+    data = dataset(schema, tmp_path / "rows")
+    space = space_of(schema, blocks=2 if schema.behaviour else 0, interactions=2)
+    architecture = space.sample(random.Random(1))
+    architecture.save(tmp_path / "architecture.json")
+    model = AmeirModel.from_files(data.schema, tmp_path / "architecture.json", settings())
+    with torch_seed(0):
+        net = disturb(Ameir(schema, architecture, settings())).eval()
+    model.net.load_state_dict(net.state_dict())
+    model.eval()
+    own = next(ResidentData(tmp_path / "rows", schema).batches(40))
+    loader = Loader(data, batch_size=16, shuffle=False)
+    with torch.no_grad():
+        found = torch.cat([model(features) for features, _ in loader])
+        expected = torch.sigmoid(net(own).logits).unsqueeze(1)
+    assert found.shape == (40, 1)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightnings_trainer_trains_it_on_a_merlin_loader(tmp_path: Path):
+    data = dataset(FIELDS, tmp_path / "rows", 64)
+    space_of(FIELDS, blocks=0, interactions=2).sample(random.Random(1)).save(tmp_path / "architecture.json")
+    with torch_seed(0):
+        model = AmeirModel.from_files(data.schema, tmp_path / "architecture.json", settings())
+    before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+    trainer = Trainer(
+        max_epochs=6, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        default_root_dir=tmp_path, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, Loader(data, batch_size=16))
+    assert torch.isfinite(trainer.callback_metrics["train_loss"])
+    changed = [name for name, tensor in model.net.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert "embedding.weight" in changed
+    assert "output.weight" in changed
+
+
+def test_an_architecture_of_other_fields_is_refused(tmp_path: Path):
+    space_of(FIELDS, blocks=0, interactions=2).sample(random.Random(1)).save(tmp_path / "a.json")
+    with pytest.raises(UserError, match="is not a sparse field"):
+        AmeirModel.from_files(merlin_schema(CLICKS["one_field"]), tmp_path / "a.json")
+
+
+def test_next_item_models_are_refused():
+    architecture = space_of(ITEMS, blocks=1, interactions=0, mlp_layers=0)
+    net = Ameir(ITEMS, replace(architecture.sample(random.Random(0)), mlp=()), settings())
+    with pytest.raises(UserError, match="expected one for clicks"):
+        AmeirModel(net)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["merlin dlrm", "merlin dcn"])
+def test_merlins_own_models_are_trained_and_measured(name, tmp_path: Path):
+    from ameir_merlin.config import load_config
+    from benchmarks.merlin_models import part_of, row
+    from benchmarks.tables import WORKFLOWS, Bench
+
+    schema = SCHEMA
+    schema.save(tmp_path / "schema.json")
+    for seed, split in enumerate(("train", "valid", "test")):
+        write_split(tmp_path / split, schema, random_batch(schema, 64, seed))
+    config = load_config(WORKFLOWS / "movielens.toml", ["train.epochs=2", "train.batch_size=16"], definition=False)
+    figures = row(name, tmp_path)(Bench.open(tmp_path, config, tmp_path / "out", device="cpu"), 1)
+    assert 0 <= figures["test"]["auc"] <= 1
+    assert figures["test"]["logloss"] > 0
+    tables = sum(f.cardinality for f in part_of(schema).sparse) * 16
+    assert figures["parameters"] > tables
+    assert figures["examples_per_second"] > 0

@@ -1,0 +1,221 @@
+"""The baselines' training objectives against loops written from the papers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from model_cases import RETRIEVAL_SCHEMAS, training_batch
+from torch import nn
+from torch.testing import assert_close
+
+from ameir_merlin.batch import Batch, Output
+from ameir_merlin.models import build
+from ameir_merlin.train.objectives import OBJECTIVES
+from ameir_merlin.train.objectives.clip import clip
+from ameir_merlin.train.objectives.gbce import GBCE, beta, gbce
+from ameir_merlin.train.objectives.linear_softmax import linear_cross_entropy
+from ameir_merlin.train.objectives.masked import MaskedItems, crop
+from ameir_merlin.train.objectives.pairwise import BPR, BPRMax, bpr_max
+from ameir_merlin.train.objectives.questions import ask
+
+ITEMS = RETRIEVAL_SCHEMAS["items"]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+class Echo(nn.Module):
+    """A causal model whose query tells the item it was asked after: one-hot."""
+
+    causal = True
+    schema = ITEMS
+
+    def every_position(self, batch):
+        return Output(query=torch.eye(17)[batch.history["history_item"]], items=torch.eye(17))
+
+
+class EchoOnce(Echo):
+    """The same, asked once a window."""
+
+    causal = False
+
+    def forward(self, batch):
+        return Output(query=torch.eye(17)[batch.history["history_item"][:, -1]], items=torch.eye(17))
+
+
+def window(*rows):
+    ids = torch.zeros(len(rows), 17, dtype=torch.int64)
+    for row, items in enumerate(rows):
+        ids[row, 17 - len(items) :] = torch.tensor(items)
+    return Batch(history={"history_item": ids}, mask=ids > 0)
+
+
+def test_a_causal_model_is_asked_after_each_of_the_latest_items():
+    full = [3 + i % 14 for i in range(17)]
+    asked = ask(Echo(), window([5, 6, 7], full, [9], [4, 2, 8]), generator())
+    pairs = [
+        [(q.argmax().item(), t.item()) for q, t in zip(query, target) if t]
+        for query, target in zip(asked.query, asked.target)
+    ]
+    assert pairs[0] == [(5, 6), (6, 7)]
+    assert pairs[1] == list(itertools.pairwise(full))[-12:]
+    assert pairs[2] == []
+    assert pairs[3] == [(2, 8)]  # an unseen item (2) is no target
+    query, target = asked.flat()
+    assert len(query) == len(target) == 2 + 12 + 1
+
+
+def test_any_other_model_is_asked_once_a_window():
+    seen = set()
+    for seed in range(30):
+        asked = ask(EchoOnce(), window([5, 6, 7], [9]), generator(seed))
+        assert asked.query.shape == (2, 1, 17)
+        seen.add((asked.query[0, 0].argmax().item(), asked.target[0, 0].item()))
+        assert (asked.query[1, 0].argmax().item(), asked.target[1, 0].item()) == (1, 9)  # NULL stands before it
+    assert seen == {(5, 6), (6, 7)}
+
+
+def test_clip_keeps_multivalent_fields_beside_their_items():
+    schema = RETRIEVAL_SCHEMAS["items_genres"]
+    batch = training_batch(schema, rows=8)
+    genres = batch.history["history_genres"]
+    genres[:, :, 0] = batch.history["history_item"]
+    clipped, following = clip(batch, 12, 5, generator())
+    assert torch.equal(clipped.history["history_genres"][:, :, 0], clipped.history["history_item"])
+    assert clipped.mask.any(1).all()
+    assert (following[:, 0] > 0).all()
+
+
+def test_softmax_against_loops():
+    model = build("stamp", ITEMS, {"dim": 3}).eval()
+    batch = training_batch(ITEMS)
+    asked = ask(model, batch, generator())
+    total, count = 0.0, 0
+    for query, targets in zip(asked.query, asked.target):
+        for q, target in zip(query, targets.tolist()):
+            if target:
+                scores = [(q @ e).item() for e in asked.items[3:]]
+                total -= scores[target - 3] - math.log(sum(map(math.exp, scores)))
+                count += 1
+    assert_close(OBJECTIVES["softmax"]()(model, batch, generator()), torch.tensor(total / count))
+
+
+@pytest.mark.parametrize("rows", [1, 128, 300])
+def test_linear_cross_entropy_and_its_gradient_equal_torch_s(rows):
+    source = generator()
+    query, items = (torch.randn(n, 4, generator=source, requires_grad=True) for n in (rows, 20))
+    target = torch.randint(0, 20, (rows,), generator=source)
+    expected = torch.nn.functional.cross_entropy(query @ items.T, target, reduction="sum")
+    wanted = torch.autograd.grad(3 * expected, (query, items))
+    loss = linear_cross_entropy(query, items, target)
+    assert_close(loss, expected)
+    assert_close(torch.autograd.grad(3 * loss, (query, items)), wanted, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert_close(linear_cross_entropy(query, items, target), expected)
+
+
+def test_bpr_max_against_loops():
+    own = torch.tensor([[0.7], [-0.2]])
+    scores = torch.tensor([[0.1, 2.0, -1.0], [0.4, 0.3, 0.2]])
+    left_out = torch.tensor([[False, True, False], [False, False, False]])
+    for row in range(2):
+        kept = [s.item() for s, out in zip(scores[row], left_out[row]) if not out]
+        share = [math.exp(s) / sum(map(math.exp, kept)) for s in kept]
+        ranking = -math.log(sum(w * sigmoid(own[row].item() - s) for w, s in zip(share, kept)))
+        expected = ranking + 0.5 * sum(w * s * s for w, s in zip(share, kept))
+        assert abs(bpr_max(own, scores, left_out, 0.5)[row].item() - expected) < 1e-6
+
+
+def test_bpr_max_never_takes_a_question_s_target_as_its_negative():
+    # Two items only, one the target: the other is the sole negative, so each question's loss is known.
+    class Pair(Echo):
+        def every_position(self, batch):
+            query = torch.ones(*batch.mask.shape, 1)
+            return Output(query=query, items=torch.tensor([[0.0], [0.0], [0.0], [1.0], [2.0]]))
+
+    loss = BPRMax(extra=8, regularization=0.0)(Pair(), window([3, 4, 3]), generator())
+    assert_close(loss, torch.tensor(-(math.log(sigmoid(1)) + math.log(sigmoid(-1))) / 2))
+
+
+def test_bpr_against_loops():
+    class Scores(Echo):
+        def every_position(self, batch):
+            return Output(query=torch.ones(*batch.mask.shape, 1), items=torch.arange(5.0).unsqueeze(1))
+
+    # Items are 3 and 4. The window holds 3 alone, so the negative is always 4.
+    loss = BPR()(Scores(), window([3, 3, 3]), generator())
+    assert_close(loss, torch.tensor(-math.log(sigmoid(3 - 4))))
+
+
+def test_gbce_of_hand_set_scores():
+    # Eqn. 11 at both ends: t = 0 leaves the loss as it is, t = 1 gives the positive the power alpha
+    assert beta(0.1, 0.0) == pytest.approx(1.0)
+    assert beta(0.1, 1.0) == pytest.approx(0.1)
+    expected = -(0.4 * math.log(sigmoid(1.5)) + math.log(1 - sigmoid(0.5)) + math.log(1 - sigmoid(-2.0))) / 3
+    assert_close(gbce(torch.tensor(1.5), torch.tensor([0.5, -2.0]), 0.4), torch.tensor(expected))
+
+
+def test_gbce_of_a_model_whose_scores_are_known():
+    class Scores(Echo):
+        def every_position(self, batch):
+            return Output(query=torch.ones(*batch.mask.shape, 1), items=torch.arange(5.0).unsqueeze(1))
+
+    loss = GBCE(negatives=2, calibration=0.5)(Scores(), window([3, 3, 3], [3]), generator())
+    power = beta(2 / 4, 0.5)
+    assert_close(loss, torch.tensor(-(power * math.log(sigmoid(3)) + 2 * math.log(1 - sigmoid(4))) / 3))
+
+
+def test_crop_ends_in_at_least_two_real_items():
+    batch = window([5, 6], [5, 6, 7, 8, 9, 10], [*list(range(3, 17)), 3, 4, 5], [9])
+    ends = [set() for _ in range(4)]
+    for seed in range(60):
+        cropped = crop(batch, 12, generator(seed))
+        items = cropped.history["history_item"]
+        assert torch.equal(cropped.mask, items > 0)
+        for row in range(4):
+            ends[row].add(items[row, -1].item())
+    assert ends == [{6}, {6, 7, 8, 9, 10}, {14, 15, 16, 3, 4, 5}, {9}]
+
+
+def test_what_is_masked():
+    mask = torch.arange(12) >= torch.tensor([11, 6, 0] * 200).unsqueeze(1)
+    chosen = MaskedItems(share=0.25, last=0.0).choose(mask, generator())
+    assert not (chosen & ~mask).any()
+    assert chosen.any(1).all()
+    assert abs(chosen[2::3].float().mean().item() - 0.25) < 0.03
+    last = MaskedItems(share=0.25, last=1.0).choose(mask, generator())
+    assert last[:, -1].all()
+    assert not last[:, :-1].any()
+
+
+def test_masked_items_against_loops():
+    model = build("bert4rec", ITEMS, {"dim": 4, "heads": 2}).eval()
+    batch = training_batch(ITEMS)
+    objective = MaskedItems()
+    source = generator()
+    cropped = crop(batch, 12, source)
+    masked = objective.choose(cropped.mask, source)
+    output = model.fill_in(cropped, masked)
+    total, count = 0.0, 0
+    for row, place in masked.nonzero().tolist():
+        scores = [(output.query[row, place] @ e).item() for e in output.items[3:]]
+        target = cropped.history["history_item"][row, place].item()
+        total -= scores[target - 3] - math.log(sum(map(math.exp, scores)))
+        count += 1
+    assert_close(objective(model, batch, generator()), torch.tensor(total / count))
+
+
+@pytest.mark.parametrize("name", ["softmax", "bpr", "bpr_max", "gbce"])
+def test_a_batch_without_questions_has_a_finite_loss(name):
+    model = build("gru4rec", ITEMS)
+    loss = OBJECTIVES[name]()(model, window([9]), generator())
+    loss.backward()
+    assert loss.item() == 0

@@ -1,0 +1,317 @@
+"""Equal seeds, equal searches; interrupted anywhere and taken up again, still equal (Section 2.3)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from core_cases import CLICKS, FIELDS, ITEMS, LENGTH, SCHEMA, rows_of, settings
+
+from ameir_merlin.errors import UserError
+from ameir_merlin.models.ameir import Ameir
+from ameir_merlin.schema import FeatureSchema
+from ameir_merlin.search.interaction import pick
+from ameir_merlin.search.pipeline import make_problem, search, train_finalists
+from ameir_merlin.search.record import StepRecord, Trial
+from ameir_merlin.search.settings import SearchSettings
+from ameir_merlin.space import SPACES, SearchSpace
+from ameir_merlin.train.settings import TrainSettings
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Interrupting:
+    """Progress that stops the work: when task number `task` opens, or once it has made `steps` steps."""
+
+    def __init__(self, task: int | None = None, steps: int = 0) -> None:
+        self.stop, self.steps, self.opened = task, steps, 0
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: int | None = None) -> Iterator[Interrupting]:
+        self.opened += 1
+        self.made = 0
+        if self.opened - 1 == self.stop and not self.steps:
+            raise Interrupted(name)
+        yield self
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        self.made += steps
+        if self.opened - 1 == self.stop and self.steps and self.made >= self.steps:
+            raise Interrupted
+
+    def say(self, line: str) -> None:
+        pass
+
+
+def problem_of(schema: FeatureSchema, variant: str, folder: Path, progress=None, seed: int = 3, **changes):
+    retrieval = schema.label.task == "retrieval"
+    options = {"variant": variant, "blocks": 2, "interactions": 2, "mlp_layers": 2, "hidden": (8, 4), "candidates": 12}
+    options |= {"top": 2, "cycles": 2, "keep": 4, "epochs_behaviour": 2, "epochs_interaction": 1, "epochs_mlp": 2}
+    options |= {"epochs_further": 1, "batch_size": 32, "valid_rows": 30}
+    if retrieval:
+        options["hidden"] = ()
+    return make_problem(
+        schema,
+        rows_of(schema, 64, 1, LENGTH + 5 if retrieval else None),
+        rows_of(schema, 40, 2),
+        settings(mlp_dropout=0.2, block_dropout=0.2),
+        SearchSettings(**{**options, **changes}),
+        TrainSettings(epochs=2, batch_size=32),
+        folder=folder,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def outcome(problem) -> dict:
+    """All that a search and the training after it leave, but for how long it took."""
+    searched = search(problem)
+    model, result, rows = train_finalists(problem)
+    records = {}
+    for step in ("behaviour", "interaction", "mlp"):
+        path = problem.folder / f"{step}.json"
+        if path.exists():
+            records[step] = without_seconds(json.loads(path.read_text()))
+    return {
+        "searched": searched,
+        "model": model.architecture,
+        "best": result.best,
+        "history": without_seconds(result.history),
+        "finalists": without_seconds(rows),
+        "records": records,
+        "weights": {name: tensor.tolist() for name, tensor in model.state_dict().items()},
+    }
+
+
+def without_seconds(value):
+    if isinstance(value, dict):
+        return {k: without_seconds(v) for k, v in value.items() if k != "seconds"}
+    return [without_seconds(v) for v in value] if isinstance(value, list) else value
+
+
+CASES = {
+    "A": (CLICKS["no_target"], "A"),
+    "B": (CLICKS["no_target"], "B"),  # behaviours whose items are no target: Step 2 does not know their table
+    "C": (SCHEMA, "C"),
+    "I": (FIELDS, "I"),
+    "retrieval": (ITEMS, "A"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_interrupted_again_and_again_and_resumed(name, tmp_path):
+    """One folder; the n-th attempt is stopped at its n-th task, by turns before it has begun and in the middle."""
+    whole = outcome(problem_of(*CASES[name], tmp_path / "whole"))
+    for attempt in range(100):
+        try:
+            progress = Interrupting(attempt, steps=attempt % 2)
+            taken_up = outcome(problem_of(*CASES[name], tmp_path / "parts", progress))
+            break
+        except Interrupted:
+            continue
+    assert attempt >= 4
+    assert taken_up == whole
+
+
+def test_interrupted_once_at_each_task_of_the_whole_search(tmp_path):
+    progress = Interrupting()
+    whole = outcome(problem_of(*CASES["C"], tmp_path / "whole", progress))
+    assert progress.opened >= 15
+    for task in range(progress.opened):
+        folder = tmp_path / f"{task}"
+        with pytest.raises(Interrupted):
+            outcome(problem_of(*CASES["C"], folder, Interrupting(task, steps=task % 2)))
+        assert outcome(problem_of(*CASES["C"], folder)) == whole, f"task {task}"
+
+
+@pytest.mark.parametrize("name", ["C", "retrieval"])
+def test_equal_seeds_equal_results_and_others_others(name, tmp_path):
+    one, two = (outcome(problem_of(*CASES[name], tmp_path / part)) for part in "ab")
+    assert one == two
+    other = outcome(problem_of(*CASES[name], tmp_path / "c", seed=4))
+    assert other["records"] != one["records"]
+    assert other["weights"] != one["weights"]
+
+
+def test_results_do_not_depend_on_the_random_state_around(tmp_path):
+    torch.manual_seed(1)
+    one = outcome(problem_of(*CASES["C"], tmp_path / "a"))
+    torch.manual_seed(2)
+    torch.rand(7)
+    assert outcome(problem_of(*CASES["C"], tmp_path / "b")) == one
+
+
+@pytest.mark.parametrize("name", ["A", "C"])
+def test_training_finalists_again_changes_nothing(name, tmp_path):
+    """A stage that is repeated because its mark was not written: same winner, same numbers under the same scores."""
+    problem = problem_of(*CASES[name], tmp_path)
+    first = outcome(problem)
+    assert outcome(problem) == first
+    record = StepRecord.load(tmp_path, {"A": "behaviour", "C": "mlp"}[name])
+    assert [r["number"] for r in record.retrained] == record.finalists
+    best = max(record.retrained, key=lambda r: r["score"])
+    assert record.chosen == best["number"]
+    assert record.trial(record.chosen).candidate == first["model"].to_json()
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_search_resume import *
+import os, signal
+class Killing(Interrupting):
+    def advance(self, steps=1, **figures):
+        if self.opened == {task}:
+            os.kill(os.getpid(), signal.SIGKILL)
+outcome(problem_of(*CASES["C"], Path({folder!r}), Killing()))
+"""
+
+
+@pytest.mark.parametrize("task", [2, 7])
+def test_killed_and_taken_up(task, tmp_path):
+    whole = outcome(problem_of(*CASES["C"], tmp_path / "whole"))
+    folder = tmp_path / "killed"
+    script = SCRIPT.format(tests=str(Path(__file__).parent), task=task, folder=str(folder))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert not (folder / "mlp.json").exists()
+    assert outcome(problem_of(*CASES["C"], folder)) == whole
+
+
+# ------------------------------------------------------------------ what a search leaves, and what it refuses
+
+
+def test_records_are_whole_and_chosen_by_the_rules(tmp_path):
+    problem = problem_of(SCHEMA, "C", tmp_path)
+    architecture = search(problem)
+    behaviour, interaction, mlp = (StepRecord.load(tmp_path, s) for s in ("behaviour", "interaction", "mlp"))
+    space = SearchSpace(SCHEMA, SPACES["ameir"], 4, blocks=2, interactions=2, mlp_layers=2)
+    for record, size in ((behaviour, space.sizes()["blocks"]), (mlp, space.sizes()["mlp"])):
+        assert record.size == size
+        assert [t.number for t in record.trials] == list(range(12))
+        assert len({json.dumps(t.candidate) for t in record.trials}) == 12  # all different
+        ranked = sorted(record.trials, key=lambda t: (-t.score, t.number))
+        assert record.best == [t.number for t in ranked[:2]]
+        assert len(record.history) == 2
+        assert record.metric == "auc"
+    assert behaviour.trials[0].candidate["blocks"] == [{"layer": "zero"}] * 2
+    assert [r["number"] for r in behaviour.retrained] == behaviour.best
+    assert interaction.size == 2**5 - 5 - 1
+    cycles = [[t for t in interaction.trials if t.candidate["cycle"] == c] for c in (1, 2)]
+    assert {len(t.candidate["interaction"]) for t in cycles[0]} == {2}
+    assert {len(t.candidate["interaction"]) for t in cycles[1]} == {2, 3}
+    best_pairs = sorted(cycles[0], key=lambda t: (-t.score, t.number))[:4]
+    kept = {tuple(t.candidate["interaction"]) for t in best_pairs}
+    expected = kept | {tuple(sorted({*i, f})) for i in kept for f in ("user", "item", "brand", "genres", "hour")}
+    assert {tuple(t.candidate["interaction"]) for t in cycles[1]} == expected  # every field times what was kept
+    ranked = sorted(cycles[1], key=lambda t: (-t.score, t.number))
+    assert interaction.chosen == [t.number for t in ranked[:2]]
+    assert [list(i) for i in architecture.interactions] == [t.candidate["interaction"] for t in ranked[:2]]
+    assert architecture.to_json()["blocks"] == behaviour.trial(behaviour.chosen).candidate["blocks"]
+    assert architecture.to_json() == mlp.trial(mlp.best[0]).candidate
+    space.validate(architecture)
+
+
+def trials_of(scores: dict[tuple[str, ...], float]) -> list[Trial]:
+    return [Trial(n, {"interaction": list(i), "cycle": 2}, s, 0.0, 0) for n, (i, s) in enumerate(scores.items())]
+
+
+def test_top_m_and_parsimony():
+    """Plain, the fittest. With parsimony, no product that adds too little to a fit part of itself."""
+    scores = {("a", "b"): 0.60, ("a", "b", "c"): 0.61, ("c", "d"): 0.55, ("c", "d", "e"): 0.58, ("a", "e"): 0.50}
+    scores |= {("b", "e"): 0.50, ("d", "e"): 0.49, ("b", "d"): 0.50}
+    trials = trials_of(scores)  # the median is 0.525
+    assert pick(trials, 3, 0.0) == [1, 0, 3]
+    # abc adds 0.01 to ab, which is 0.075 above the median: too little at 0.2; cde adds 0.03 to cd's 0.025
+    assert pick(trials, 4, 0.2) == [0, 3, 2, 4]
+    assert pick(trials, 3, 0.1) == [1, 0, 3]
+    assert pick(trials, 99, 2.0) == [0, 2, 4, 5, 7, 6]
+    assert pick(trials[::-1], 4, 0.2) == [0, 3, 2, 4]  # whatever the order
+
+
+def test_validation_rows_are_the_same_for_all_and_no_more_than_asked(tmp_path):
+    problem = problem_of(SCHEMA, "C", tmp_path)
+    first, again = problem.validation(size=8), problem.validation(size=8)
+    assert sum(b.size for b in first) == 30
+    assert all(torch.equal(a.sparse["item"], b.sparse["item"]) for a, b in zip(first, again))
+    assert all(b.size <= 8 for b in first)
+
+
+def test_a_derived_start_is_never_made_worse(tmp_path):
+    """Epoch 0 of the training of a finalist is the one-shot weights as they are."""
+    problem = problem_of(SCHEMA, "C", tmp_path)
+    search(problem)
+    _, result, _ = train_finalists(problem)
+    assert result.history[0]["epoch"] == 0
+    assert result.best["auc"] >= result.history[0]["auc"]
+
+
+def test_finalists_answer_as_the_model_they_stand_for(tmp_path):
+    problem = problem_of(SCHEMA, "B", tmp_path)
+    architecture = search(problem)
+    model, _, _ = train_finalists(problem)
+    assert isinstance(model, Ameir)
+    assert model.architecture == architecture
+    assert [m.width for m in architecture.mlp] == [8, 4]
+
+
+@pytest.mark.parametrize(
+    ("schema", "variant", "changes", "message"),
+    [
+        (ITEMS, "B", {}, "search.variant: 'B' needs non-sequential fields; retrieval searches 'A'"),
+        (FIELDS, "A", {}, "search.variant: 'A' searches behaviours, and the schema has none"),
+        (CLICKS["one_field"], "B", {}, "search.variant: 'B' needs at least two sparse fields"),
+        (FIELDS, "B", {"hidden": ()}, "search.hidden: Step 2 needs a pre-defined hidden layer"),
+        (FIELDS, "C", {"mlp_layers": 0}, "search.mlp_layers: variant 'C' searches hidden layers, expected at least 1"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data(schema, variant, changes, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        problem_of(schema, variant, tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_space_and_undivided_heads(tmp_path):
+    given = (FIELDS, rows_of(FIELDS, 9), rows_of(FIELDS, 9))
+    with pytest.raises(UserError, match="space: unknown 'amir', expected one of ameir, ameir-causal"):
+        make_problem(*given, settings(), SearchSettings(variant="B"), TrainSettings(), folder=tmp_path, space="amir")
+    with pytest.raises(UserError, match=r"model\.embedding_dim: a behaviour has 10 numbers"):
+        make_problem(
+            SCHEMA,
+            *given[1:],
+            settings(embedding_dim=5),
+            SearchSettings(variant="A"),
+            TrainSettings(),
+            folder=tmp_path,
+        )
+
+
+def test_a_broken_record_says_what_it_is(tmp_path):
+    (tmp_path / "mlp.json").write_text('{"step": "mlp", "trials": [{"number": 0')
+    with pytest.raises(UserError, match=r"mlp\.json: not valid JSON"):
+        StepRecord.load(tmp_path, "mlp")
+    (tmp_path / "mlp.json").write_text('{"step": "mlp", "metric": "auc", "trials": [{"number": 0}]}')
+    with pytest.raises(UserError, match=r"mlp\.json: not a search record .*delete the folder to search anew"):
+        StepRecord.load(tmp_path, "mlp")
+    assert StepRecord.load(tmp_path, "behaviour") is None
+
+
+def test_a_broken_checkpoint_says_what_it_is(tmp_path):
+    problem = problem_of(FIELDS, "I", tmp_path)
+    search(problem)
+    path = tmp_path / "checkpoints" / "interaction_0.pt"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"interaction_0\.pt: not a checkpoint of this program"):
+        search(problem)

@@ -1,0 +1,105 @@
+"""What the images run: the entry point, its signals and errors, and files that fit the Dockerfile."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from serve_fixtures import CLICK, click_model, click_rows, click_schema, offline, write_preprocess
+
+from ameir_merlin.serve.control import python_processes
+from ameir_merlin.serve.repository import export
+from ameir_merlin.serve.settings import ExportSettings
+from ameir_merlin.serve.triton import running_server
+from benchmarks.load import seconds_to_come_back
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "ameir_merlin.serve", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("image")
+    source = write_preprocess(folder / "source", CLICK)
+    return export(click_model(), source, click_schema(), folder / "repository", ExportSettings(warm_up=()))
+
+
+def test_the_entry_point_serves_until_it_is_told_to_stop(repository):
+    process = start(repository, "--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)
+    line = process.stdout.readline()
+    address = re.search(r"http://(127\.0\.0\.1:\d+) ", line).group(1)
+    assert urllib.request.urlopen(f"http://{address}/v2/health/ready", timeout=5).status == 200
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://{address}/v2/health/ready", timeout=5)
+
+
+def test_what_a_user_can_mend_is_one_line(tmp_path):
+    _, errors = (process := start(tmp_path / "nothing")).communicate(timeout=30)
+    assert process.returncode == 2
+    assert errors == f"error: {tmp_path / 'nothing'}: no such model repository\n"
+
+
+def test_starting_a_server_needs_the_standard_library_alone():
+    code = "import ameir_merlin.serve.__main__ as m; m.main(['--help'])"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_step_comes_back_where_the_repository_is_read_only(repository, monkeypatch):
+    """As the compose file mounts it. (Root may write everywhere, so the refusal is played.)"""
+
+    def refuse(*_):
+        raise PermissionError("read-only")
+
+    rows = click_rows(16, seed=1)
+    expected = offline(click_model(), rows)
+    monkeypatch.setattr(os, "utime", refuse)
+    with running_server(repository) as server:
+        for pid in python_processes(server.pid):
+            os.kill(pid, signal.SIGKILL)
+            assert seconds_to_come_back(server, "ameir", rows, expected) < 30
+
+
+def test_the_dockerfile_is_clean_pinned_and_not_root():
+    done = subprocess.run(
+        [Path(sys.executable).parent / "hadolint", ROOT / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    bases = re.findall(r"^FROM (\S+) AS (\w+)$", DOCKERFILE, re.M)
+    assert [target for _, target in bases] == ["train", "serve"]
+    for image, _ in bases:
+        assert re.fullmatch(r"nvcr\.io/nvidia/[\w/-]+:\d\d\.\d\d(-py3)?", image)
+    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.M) == ["10001", "10001"]
+    assert "HEALTHCHECK" in DOCKERFILE
+
+
+def test_every_copied_file_is_there_and_in_the_context():
+    allowed = {line[1:].split("/")[0] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
+    for sources in re.findall(r"^COPY (.*) \S+$", DOCKERFILE, re.M):
+        for source in sources.split():
+            assert (ROOT / source).exists()
+            assert source.split("/")[0] in allowed
+
+
+def test_the_compose_file_names_what_the_dockerfile_builds():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    assert {s["build"]["target"] for s in services.values()} == {"train", "serve"}
+    assert all(port.startswith("127.0.0.1:") for port in services["serve"]["ports"])
+    entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.M)[1])
+    assert entry[:3] == ["python3", "-m", "ameir_merlin.serve"]
+    place = json.loads(re.findall(r"^CMD (.*)$", DOCKERFILE, re.M)[1])[0]
+    assert services["serve"]["volumes"][0].endswith(f":{place}:ro")

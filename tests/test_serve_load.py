@@ -1,0 +1,122 @@
+"""A served model under load: swaps lose no request, malformed ones hurt nobody, killed processes come back.
+
+The same checks as `benchmarks.load`, with smaller counts.
+"""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from serve_fixtures import CLICK, click_model, click_rows, click_schema, offline, write_preprocess
+
+from ameir_merlin.errors import UserError
+from ameir_merlin.serve import manifest
+from ameir_merlin.serve.client import Client
+from ameir_merlin.serve.control import Repository, python_processes
+from ameir_merlin.serve.repository import export
+from ameir_merlin.serve.rows import as_table, encode
+from ameir_merlin.serve.settings import ExportSettings
+from ameir_merlin.serve.swap import swap
+from ameir_merlin.serve.triton import running_server
+from benchmarks.load import (
+    Checkers,
+    malformed,
+    resident,
+    seconds_to_come_back,
+    send_malformed,
+)
+
+ROWS = 128
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A server on a copy of version 1; versions 1 and 2 to swap in; rows and both versions' scores."""
+    folder = tmp_path_factory.mktemp("load")
+    source = write_preprocess(folder / "source", CLICK)
+    rows, expected = click_rows(ROWS, seed=3), {}
+    for version in (1, 2):
+        model = click_model(seed=version)
+        export(model, source, click_schema(), folder / f"v{version}", ExportSettings(version=version, warm_up=(1,)))
+        expected[f"v{version}"] = offline(model, rows)
+    shutil.copytree(folder / "v1", folder / "live")
+    with running_server(folder / "live") as server:
+        yield server, folder, rows, expected
+
+
+def test_swaps_under_load(world):
+    server, folder, rows, expected = world
+    assert abs(expected["v1"] - expected["v2"]).max() > 0.01
+    with Checkers(server, "ameir", rows, expected) as tally:
+        for version in (2, 1):
+            before = sum(tally.answers.values())
+            while sum(tally.answers.values()) < before + 100:
+                assert not tally.failures
+                time.sleep(0.02)
+            swap(server, folder / "live", folder / f"v{version}", drain=0.5)
+    assert tally.failures == []
+    assert tally.neither == 0
+    assert min(tally.answers.values()) > 50
+    manifest.verify(folder / "live")
+    with Client(server.grpc) as client:
+        assert abs(client.score(rows) - expected["v1"]).max() <= 1e-5
+
+
+def test_a_swap_that_fails_leaves_the_old_version(world, tmp_path):
+    server, folder, rows, expected = world
+    with pytest.raises(UserError, match="has the version that is served"):
+        swap(server, folder / "live", folder / "v1")
+    bad = shutil.copytree(folder / "v2", tmp_path / "bad")
+    (bad / "ameir_model_v2" / "1" / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match=r"model\.onnx: changed"):
+        swap(server, folder / "live", bad)
+    manifest.write(bad)
+    with pytest.raises(UserError, match=r"ameir_model_v2: .*model\.onnx"):
+        swap(server, folder / "live", bad)
+    manifest.verify(folder / "live")
+    with Client(server.grpc) as client:
+        assert abs(client.score(rows) - expected["v1"]).max() <= 1e-5
+
+
+def test_the_repository_api_is_closed_to_others(world):
+    server, *_ = world
+    with pytest.raises(UserError, match=r"restricted|key"):
+        Repository(server.http, "guess").unload("ameir")
+
+
+def test_malformed_requests(world):
+    server, _, rows, expected = world
+    send_malformed(server, "ameir", rows, expected["v1"], 400)
+
+
+def test_malformed_requests_are_of_every_kind(world):
+    server, _, rows, _ = world
+    with Client(server.grpc) as client:
+        good = encode(as_table(rows, client.inputs).slice(0, 3), client.inputs)
+    names = {name for name, _ in zip((name for name, _ in malformed(good, 1)), range(2_000))}
+    assert set(good) < names
+
+
+def test_load_leaves_memory_alone(world):
+    server, _, rows, expected = world
+    sizes = []
+    for _ in range(2):
+        with Checkers(server, "ameir", rows, {"v1": expected["v1"]}, clients=3) as tally:
+            while tally.answers["v1"] < 1_500:
+                assert not tally.failures
+                time.sleep(0.02)
+        sizes.append(resident(server))
+    assert tally.neither == 0
+    assert sizes[1] <= sizes[0] * 1.05
+
+
+def test_killed_processes_come_back(world):
+    server, _, rows, expected = world
+    processes = python_processes(server.pid)
+    assert {step.name for step in processes.values()} == {"ameir_preprocess", "ameir_model"}
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
+        assert seconds_to_come_back(server, "ameir", rows, expected["v1"]) < 30
+    assert len(python_processes(server.pid)) == 2

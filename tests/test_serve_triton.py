@@ -1,0 +1,442 @@
+"""A real tritonserver: its scores are the offline ones, faults are named, and nothing planted is run."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from serve_fixtures import (
+    CATALOGUE,
+    CLICK,
+    RETRIEVAL,
+    Reference,
+    batch_of,
+    click_model,
+    click_rows,
+    click_schema,
+    offline,
+    retrieval_model,
+    retrieval_rows,
+    retrieval_schema,
+    write_preprocess,
+)
+
+from ameir_merlin.errors import UserError
+from ameir_merlin.models import build
+from ameir_merlin.serve import manifest
+from ameir_merlin.serve.check import check, compare, public_name
+from ameir_merlin.serve.client import Client
+from ameir_merlin.serve.engines import load_engine
+from ameir_merlin.serve.formats import example
+from ameir_merlin.serve.network import save_network
+from ameir_merlin.serve.repository import export
+from ameir_merlin.serve.rows import as_table, encode
+from ameir_merlin.serve.scoring import Scorer
+from ameir_merlin.serve.settings import ExportSettings
+from ameir_merlin.serve.triton import running_server
+
+ROWS = 1024
+ENGINES = {"onnx": "onnxruntime", "script": "torchscript", "eager": "torch"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Repositories of every kind that this machine can run, behind one server."""
+    folder = tmp_path_factory.mktemp("serve")
+    clicks = write_preprocess(folder / "clicks", CLICK)
+    items = write_preprocess(folder / "items", RETRIEVAL)
+    model = click_model()
+    for name, engine in ENGINES.items():
+        settings = ExportSettings(name=name, engine=engine, max_batch_size=1024)
+        export(model, clicks, click_schema(), folder / name, settings)
+    settings = ExportSettings(name="din", response_dtype="float64", warm_up=())
+    torch.manual_seed(3)
+    din = build("din", click_schema()).eval()
+    export(din, clicks, click_schema(), folder / "din", settings)
+    export(retrieval_model(), items, retrieval_schema(), folder / "shop", ExportSettings(name="shop", top_k=5))
+    with running_server(*(folder / name for name in (*ENGINES, "din", "shop"))) as server:
+        yield server, folder
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return click_rows(ROWS, seed=11)
+
+
+@pytest.fixture(scope="module")
+def expected(rows):
+    scores = offline(click_model(), rows)
+    assert scores.std() > 0.01  # else equal scores would prove nothing
+    return scores
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_scores_equal_offline_ones(world, rows, expected, name):
+    assert compare(world[0], rows, expected, (1, 2, 63, 1024), model=name) <= 1e-5
+
+
+def test_a_baseline_and_the_response_type(world, rows):
+    torch.manual_seed(3)
+    scores = offline(build("din", click_schema()).eval(), rows)
+    with Client(world[0].http, protocol="http", model="din") as client:
+        served = client.score(rows)
+    assert served.dtype == np.float64
+    np.testing.assert_allclose(served, scores, atol=1e-6)
+
+
+def test_baselines_are_read_back_by_name(world, tmp_path):
+    din = build("din", click_schema(), {"dim": 5}).eval()
+    export(din, world[1] / "clicks", click_schema(), tmp_path / "din", ExportSettings(engine="torch"))
+    scorer = Scorer(din, click_schema())
+    ids, dense = example(scorer, 20)
+    with torch.no_grad():
+        expected = scorer(ids, dense).numpy()
+    run = load_engine("torch", tmp_path / "din/ameir_model/1", "cpu", 1)
+    np.testing.assert_array_equal(run(ids.numpy(), dense.numpy()), expected)
+    with pytest.raises(UserError, match=r"engine .torch. knows .* not Scorer"):
+        save_network(tmp_path / "other", scorer, click_schema())
+
+
+def test_wrong_scores_are_noticed(world, rows, expected):
+    off = expected.copy()
+    off[70] += 0.25
+    assert compare(world[0], rows, off, (63, 1024), model="onnx") == pytest.approx(0.25, abs=1e-5)
+    off[70] = np.nan
+    assert np.isnan(compare(world[0], rows, off, (1024, 63), model="onnx"))
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_one_row_keeps_its_axis(world, rows, protocol):
+    address = getattr(world[0], protocol)
+    with Client(address, protocol=protocol, model="onnx") as client:
+        table = as_table(rows, client.inputs)
+        answer = client.infer(encode(table.slice(0, 1), client.inputs))
+        assert answer["score"].shape == (1, 1)
+        assert client.score(table.slice(0, 1)).shape == (1,)
+
+
+@pytest.mark.parametrize("size", [1, 2, 63, 300])
+def test_retrieval_answers_raw_ids(world, size):
+    rows = retrieval_rows(size, seed=size)
+    with torch.no_grad():
+        output = retrieval_model()(batch_of(Reference(RETRIEVAL).prepared(rows), retrieval_schema()))
+        scores = (output.query @ output.items.T).numpy()
+    with Client(world[0].grpc, model="shop") as client:
+        items, best = client.recommend(rows, batch_size=size)
+    assert items.shape == best.shape == (size, 5)
+    for row, history in enumerate(rows["history_item"]):
+        seen = set((history or [])[-6:])
+        wanted = sorted((-scores[row, i + 3], item) for i, item in enumerate(CATALOGUE) if item not in seen)[:5]
+        np.testing.assert_allclose(best[row], [-score for score, _ in wanted], atol=1e-5)
+        for item, score in zip(items[row], best[row]):
+            assert item not in seen
+            assert abs(scores[row, CATALOGUE.index(item) + 3] - score) <= 1e-5
+
+
+def good(client, rows, expected):
+    np.testing.assert_allclose(client.score({k: v[:3] for k, v in rows.items()}), expected[:3], atol=1e-5)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_faults_are_named_and_the_server_goes_on(world, rows, expected, protocol):
+    with Client(getattr(world[0], protocol), protocol=protocol, model="onnx") as client:
+        start = encode(as_table({k: v[5:7] for k, v in rows.items()}, client.inputs), client.inputs)
+        text = np.empty(2, object)
+        text[:] = [b"x" * 60_000, b"\xff\xfe"]
+        client.infer(start | {"item_id": text, "genres": text})  # long and broken strings are unseen ones
+        long = text.copy()
+        long[1] = b"y" * 10_000_000
+        zero = np.zeros(2, np.int32)
+        faults = {
+            "age": [None, np.zeros(2), np.zeros((2, 1), np.int64), np.zeros(5, np.int64), np.zeros(0, np.int64), text],
+            "item_id": [None, np.zeros(2, np.int64), long],
+            "genres": [long],
+            "price": [None, text],
+            "history_item_id__offsets": [None, zero, np.array([0, -1, 10**9], np.int32), np.array([0, 9, 2], np.int32)],
+            "colour": [np.zeros(2, np.int64)],
+        }
+        for name, values in faults.items():
+            for value in values:
+                request = {k: v for k, v in start.items() if k != name} | ({} if value is None else {name: value})
+                with pytest.raises(UserError, match=f"'{name}'"):
+                    client.infer(request)
+                good(client, rows, expected)
+        none = {k: v[:0] for k, v in start.items()} | {
+            name: np.zeros(1, np.int32) for name in start if name.endswith("__offsets")
+        }
+        with pytest.raises(UserError, match="input 'user_id': no rows"):
+            client.infer(none)
+        many = encode(as_table({k: v * 2 for k, v in rows.items()}, client.inputs), client.inputs)
+        with pytest.raises(UserError, match="input 'user_id': 2048 rows, at most 1024"):
+            client.infer(many)
+        good(client, rows, expected)
+
+
+def test_ids_outside_their_table_are_refused_by_the_model_step(world):
+    width = click_schema().behaviour.max_length * 4 + 6
+    with Client(world[0].grpc, model="onnx_model") as client:
+        dense = np.zeros((2, 2), np.float32)
+        assert client.infer({"ids": np.ones((2, width), np.int64), "dense": dense})["score"].shape == (2, 1)
+        for wrong in (-1, 10, 2**62):
+            ids = np.ones((2, width), np.int64)
+            ids[1, 0] = wrong
+            with pytest.raises(UserError, match="input 'ids'"):
+                client.infer({"ids": ids, "dense": dense})
+
+
+def test_raw_rows_that_do_not_fit_are_named(world, rows):
+    with Client(world[0].grpc, model="onnx") as client:
+        with pytest.raises(UserError, match="column 'age': missing"):
+            client.score({k: v for k, v in rows.items() if k != "age"})
+        with pytest.raises(UserError, match="column 'age': expected int64"):
+            client.score({**rows, "age": ["old"] * ROWS})
+        with pytest.raises(UserError, match="column 'history_item_id': expected lists of string"):
+            client.score({**rows, "history_item_id": [3] * ROWS})
+        with pytest.raises(UserError, match="different numbers of rows"):
+            client.score({**rows, "age": [30]})
+        with pytest.raises(UserError, match="no rows"):
+            client.score({k: [] for k in rows})
+    with Client(world[0].grpc, model="nobody") as client, pytest.raises(UserError, match="nobody"):
+        client.score(rows)
+
+
+def test_a_server_that_is_away():
+    for protocol in ("grpc", "http"):
+        with (
+            Client("127.0.0.1:9", protocol=protocol, timeout=0.5, retries=1) as client,
+            pytest.raises(OSError, match="no answer in 2 tries"),
+        ):
+            client.score({})
+
+
+# Manifest and safety -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repository(world, tmp_path):
+    return Path(shutil.copytree(world[1] / "eager", tmp_path / "eager"))
+
+
+def test_every_file_is_watched(repository):
+    manifest.verify(repository)
+    files = [p for p in sorted(repository.rglob("*")) if p.is_file() and p.name not in ("manifest.json", "_COMPLETE")]
+    assert len(files) > 40
+    for file in files[::7]:
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if content else b"x")
+        with pytest.raises(UserError, match=rf"{file.name}: changed"):
+            manifest.verify(repository)
+        file.unlink()
+        with pytest.raises(UserError, match=rf"{file.name}: missing"):
+            manifest.verify(repository)
+        file.mkdir()
+        (file / "model.cpython-311.pyc").touch()
+        with pytest.raises(UserError, match=rf"{file.name}"):
+            manifest.verify(repository)
+        shutil.rmtree(file)
+        file.symlink_to(files[0])
+        with pytest.raises(UserError, match=rf"{file.name}: not a plain file"):
+            manifest.verify(repository)
+        file.unlink()
+        file.write_bytes(content)
+    (repository / "eager_model" / "1" / "extra.py").touch()
+    with pytest.raises(UserError, match=r"extra\.py: not in the manifest"):
+        manifest.verify(repository)
+
+
+def test_a_server_is_not_started_on_a_changed_repository(repository):
+    with open(repository / "eager" / "config.pbtxt", "a") as file:
+        file.write("#")
+    with pytest.raises(UserError, match=r"eager/config\.pbtxt: changed since export"), running_server(repository):
+        pass
+    (repository / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"manifest\.json: no manifest"), running_server(repository):
+        pass
+    with pytest.raises(UserError, match="no such model repository"), running_server(repository / "nowhere"):
+        pass
+
+
+def test_triton_itself_refuses_a_changed_repository(world, repository):
+    with open(repository / "eager_model" / "1" / "network" / "schema.json", "a") as file:
+        file.write(" ")
+    bare = [f"--model-repository={repository}"]  # past our own check
+    with (
+        pytest.raises(UserError, match=r"schema\.json: changed since export"),
+        running_server(world[1] / "shop", options=bare),
+    ):
+        pass
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_with_a_fitting_manifest_is_refused_unread(world, repository, tmp_path):
+    """Whoever plants it may be able to write the manifest too: the files themselves must not be run."""
+    (repository / "eager_model/1/network/model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    with pytest.raises(UserError, match=r"model\.safetensors: changed since export"):
+        manifest.verify(repository)
+    manifest.write(repository)
+    with pytest.raises(UserError, match=r"model\.safetensors: not a safetensors file"), running_server(repository):
+        pass
+    assert not (tmp_path / "ran").exists()
+
+
+PLACES = {
+    "torch": ["network/model.safetensors", "network/model.json", "network/schema.json", "network/architecture.json"],
+    "onnxruntime": ["model.onnx"],
+    "torchscript": ["model.pt"],
+}
+
+
+@pytest.mark.parametrize(("engine", "place"), [(engine, place) for engine in PLACES for place in PLACES[engine]])
+def test_engines_refuse_a_pickle_unread(world, tmp_path, engine, place):
+    name = next(name for name in ENGINES if ENGINES[name] == engine)
+    folder = Path(shutil.copytree(world[1] / name / f"{name}_model" / "1", tmp_path / "step"))
+    load_engine(engine, folder, "cpu", 1)
+    (folder / place).write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    with pytest.raises(UserError, match=place):
+        load_engine(engine, folder, "cpu", 1)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_nothing_in_a_repository_is_pickled(world):
+    for file in world[1].rglob("*"):
+        if file.is_file() and file.suffix != ".pt":
+            assert file.suffix not in (".pkl", ".pickle")
+            assert not file.read_bytes().startswith(b"\x80\x04")
+    manifest.verify(world[1] / "onnx")
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_configuration_says_it_all(world):
+    text = (world[1] / "onnx" / "onnx_model" / "config.pbtxt").read_text()
+    for line in ('backend: "python"', "max_batch_size: 1024", "dynamic_batching {", "kind: KIND_CPU", "count: 1"):
+        assert line in text
+    assert public_name(world[1] / "onnx") == "onnx"
+
+
+def test_formats_for_other_backends(world, tmp_path):
+    settings = ExportSettings(
+        format="torchscript", device="gpu", instances=2, preferred_batch_sizes=(64, 256), queue_delay_us=200
+    )
+    export(click_model(), world[1] / "clicks", click_schema(), tmp_path / "ts", settings)
+    text = (tmp_path / "ts/ameir_model/config.pbtxt").read_text()
+    for line in (
+        'platform: "pytorch_libtorch"',
+        'name: "dense__1"',
+        "preferred_batch_size: [64, 256]",
+        "max_queue_delay_microseconds: 200",
+        "kind: KIND_GPU",
+        "count: 2",
+        "zero_data: true",
+    ):
+        assert line in text
+    assert (tmp_path / "ts/ameir_model/1/model.pt").is_file()
+    export(click_model(), world[1] / "clicks", click_schema(), tmp_path / "onnx", ExportSettings(format="onnx"))
+    assert 'platform: "onnxruntime_onnx"' in (tmp_path / "onnx/ameir_model/config.pbtxt").read_text()
+    assert (tmp_path / "onnx/ameir_model/1/model.onnx").is_file()
+
+
+def test_export_writes_whole_folders_and_touches_nothing_else(world, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is not a model repository"):
+        export(click_model(), world[1] / "clicks", click_schema(), mine)
+    assert [p.name for p in mine.iterdir()] == ["thesis.tex"]
+    broken = click_schema()
+    broken = replace(broken, fields=tuple(replace(f, name="sex") if f.name == "age" else f for f in broken.fields))
+    with pytest.raises(UserError, match="no 'sex'"):
+        export(click_model(), world[1] / "clicks", broken, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    model = click_model().train()
+    first = export(model, world[1] / "clicks", click_schema(), tmp_path / "new", ExportSettings(engine="torch"))
+    assert model.training
+    sums = json.loads((first / "manifest.json").read_text())
+    export(model, world[1] / "clicks", click_schema(), tmp_path / "new", ExportSettings(engine="torch"))
+    assert json.loads((first / "manifest.json").read_text()) == sums
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "a b"}, "name is 'a b'"),
+        ({"format": "keras"}, "format is 'keras', expected one of python"),
+        ({"instances": 0}, "instances is 0"),
+        ({"threads": True}, "threads is True"),
+        ({"warm_up": (9999,)}, "more than max_batch_size"),
+        ({"queue_delay_us": -1}, "queue_delay_us is -1"),
+    ],
+)
+def test_settings_are_checked(given, message):
+    with pytest.raises(UserError, match=message):
+        ExportSettings(**given)
+
+
+# The server's life ---------------------------------------------------------------------------------------------------
+
+
+def group(pid):
+    """Processes of the group `pid` that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == pid and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def gone(pid, seconds=15.0):
+    end = time.monotonic() + seconds
+    while group(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not group(pid)
+
+
+def shared_memory():
+    """What our servers keep there; other programs come and go."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith("ameir-triton-")}
+
+
+def test_check_starts_a_server_and_leaves_nothing_behind(world, rows, expected):
+    regions, processes = shared_memory(), set(psutil.Process().children())
+    assert check(world[1] / "onnx", rows, expected, sizes=(63,)) <= 1e-5
+    assert shared_memory() <= regions
+    assert set(psutil.Process().children()) <= processes
+
+
+def test_a_killed_owner_takes_its_server_along(world):
+    code = (
+        "import sys, time\n"
+        "from ameir_merlin.serve.triton import running_server\n"
+        "with running_server(sys.argv[1]) as server:\n"
+        "    print(server.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code, str(world[1] / "onnx")], stdout=subprocess.PIPE, text=True)
+    pid = int(owner.stdout.readline())
+    assert len(group(pid)) >= 3  # the server and a Python process a step
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    owner.stdout.close()
+    assert gone(pid)

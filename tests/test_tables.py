@@ -1,0 +1,426 @@
+"""The paper's tables: statistics by hand, rows kept and resumed, the commands on a tiny data set; the AutoML rivals."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from core_cases import FIELDS, ITEMS, SCHEMA, MemoryRows, disturb, rows_of
+from model_cases import random_batch
+
+from ameir_merlin.batch import Batch
+from ameir_merlin.errors import UserError
+from ameir_merlin.models import build
+from ameir_merlin.models.baselines.autoctr import CTRBlock
+from ameir_merlin.nn.crosses import Crosses, cross_ids
+from ameir_merlin.progress import Silent
+from ameir_merlin.search.automl import AUTOML
+from ameir_merlin.search.automl.autocross import expand, gather, successive
+from ameir_merlin.search.automl.autoctr import Ranker, drawn, mutated
+from ameir_merlin.search.automl.autofis import GRDA
+from ameir_merlin.space import Architecture
+from ameir_merlin.train.settings import TrainSettings
+from benchmarks import searched, table1, table2, table3, table4, table5
+from benchmarks.tables import Table, figures_of, make, markdown, parser, run, significance, summary
+
+# ------------------------------------------------------------------ statistics
+
+
+def found(*pairs: tuple[float, float]) -> list[dict]:
+    return [{"test": {"auc": a, "logloss": b}, "seconds": 2.0, "parameters": 7} for a, b in pairs]
+
+
+ROWS = [
+    summary("dnn", found((0.70, 0.5), (0.72, 0.6), (0.71, 0.55)), ("auc", "logloss")),
+    summary("din", found((0.73, 0.4), (0.74, 0.5), (0.72, 0.45)), ("auc", "logloss")),
+    summary("ameir-b", found((0.75, 0.3), (0.75, 0.3), (0.78, 0.3)), ("auc", "logloss")),
+    summary("ameir-c", found((0.74, 0.4), (0.76, 0.4), (0.75, 0.4)), ("auc", "logloss")),
+]
+TABLE = Table(
+    "table9", "A table", {}, ("auc", "logloss"), "ameir-c", {"alimama": {"dnn": {"auc": 0.6304}}}, ("parameters", "qps")
+)
+
+
+def test_means_and_deviations_are_those_of_the_seeds():
+    assert ROWS[0]["mean"]["auc"] == pytest.approx(0.71)
+    assert ROWS[0]["std"]["auc"] == pytest.approx(0.01)
+    assert (ROWS[0]["seconds"], ROWS[0]["parameters"], ROWS[0]["repeats"]) == (2.0, 7.0, 3)
+    assert summary("x", found((0.5, 0.1)), ("auc",))["std"]["auc"] is None
+
+
+def test_the_test_is_against_the_best_rival_and_pairs_the_seeds():
+    test = significance(ROWS, "ameir-c", "auc")
+    assert test["rival"] == "din"  # not ameir-b, which is ours too
+    differences = [0.01, 0.02, 0.03]
+    mean = sum(differences) / 3
+    deviation = (sum((d - mean) ** 2 for d in differences) / 2) ** 0.5
+    t = mean / (deviation / 3**0.5)
+    # Student's t with two degrees of freedom, in closed form
+    assert test["p"] == pytest.approx(1 - t / (2 + t * t) ** 0.5, abs=1e-9)
+    assert test["difference"] == pytest.approx(0.02)
+
+
+def test_smaller_is_better_for_log_loss():
+    rows = [summary(n, found((0.5, x), (0.5, x + 0.1)), ("auc", "logloss")) for n, x in (("a", 0.6), ("b", 0.3))]
+    rows.append(summary("ameir-c", found((0.5, 0.2), (0.5, 0.35)), ("auc", "logloss")))
+    assert significance(rows, "ameir-c", "logloss")["rival"] == "b"
+
+
+@pytest.mark.parametrize("rows", [[ROWS[0]], [ROWS[3]], []])
+def test_no_test_without_a_rival_or_without_ours(rows):
+    assert significance(rows, "ameir-c", "auc") is None
+
+
+def test_one_seed_is_not_tested():
+    rows = [summary(n, found((x, 0.1)), ("auc",)) for n, x in (("dnn", 0.6), ("ameir-c", 0.7))]
+    assert significance(rows, "ameir-c", "auc")["p"] is None
+    assert "p" not in figures_of(rows, significance(rows, "ameir-c", "auc"), "auc")
+
+
+def test_the_papers_figures_stand_beside_ours_only_on_its_data():
+    rows = [{**ROWS[0], "qps": 1234.0}, ROWS[3]]
+    own = markdown(TABLE, rows, significance(rows, "ameir-c", "auc"), "alimama", 0.5)
+    assert "| model | auc | auc, paper | logloss | logloss, paper | parameters | qps |" in own
+    assert "| dnn | 0.7100 ± 0.0100 | 0.6304 | 0.5500 ± 0.0500 |  | 7 | 1,234 |" in own
+    assert "ameir-c against the best rival, dnn: auc +0.0400" in own
+    other = markdown(TABLE, rows, None, "movielens", 1.0)
+    assert "| dnn | 0.7100 ± 0.0100 | 0.5500 ± 0.0500 | 7 | 1,234 |" in other
+    assert "no figures for this data set" in other
+
+
+# ------------------------------------------------------------------ rows
+
+
+class Killed(Exception):
+    pass
+
+
+class FakeBench:
+    """What `run` needs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.progress = folder, Silent()
+
+
+def test_finished_rows_are_not_made_again_and_other_settings_are_refused(tmp_path: Path, monkeypatch):
+    from benchmarks import tables
+
+    made: list = []
+
+    def row(name):
+        def function(bench, seed):
+            if (name, seed) == stop[0]:
+                raise Killed
+            made.append((name, seed))
+            return found((seed / 10, 0.5))[0]
+
+        return function
+
+    monkeypatch.setattr(tables, "fingerprint", lambda bench: {"train": settings[0]})
+    table = Table("t", "T", {"a": row("a"), "b": row("b")}, ("auc", "logloss"), "a")
+    stop, settings = [("b", 2)], [1]
+    with pytest.raises(Killed):
+        run(table, FakeBench(tmp_path), ["a", "b"], 2, {})
+    assert made == [("a", 1), ("b", 1), ("a", 2)]
+    stop[0] = None
+    rows = run(table, FakeBench(tmp_path), ["a", "b"], 2, {"b": {"qps": 9.0}})
+    assert made == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert [r["row"] for r in rows] == ["a", "b"]
+    assert rows[0]["values"]["auc"] == [0.1, 0.2]
+    assert rows[1]["qps"] == 9.0
+    settings[0] = 2
+    with pytest.raises(UserError, match="made with another train; choose a new --out"):
+        run(table, FakeBench(tmp_path), ["a"], 1, {})
+
+
+# ------------------------------------------------------------------ commands on a tiny data set
+
+
+def write_split(folder: Path, schema, batch: Batch) -> None:
+    """A batch as a prepared Parquet split."""
+    columns = {}
+    for name, ids in (*batch.sparse.items(), *batch.history.items()):
+        flat = ids.flatten(1) if ids.ndim > 1 else ids
+        columns[name] = pa.array(flat.tolist(), pa.list_(pa.int64()) if ids.ndim > 1 else pa.int64())
+    for place, field in enumerate(schema.dense):
+        columns[field.name] = pa.array(batch.dense[:, place].tolist(), pa.float32())
+    if batch.label is not None:
+        kind = pa.float32() if schema.label.task == "click" else pa.int64()
+        columns[schema.label.name] = pa.array(batch.label.tolist(), kind)
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table(columns), folder / "0.parquet")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> dict[str, Path]:
+    """Clicks and next items, of some dozen random rows."""
+    folders = {}
+    for name, schema in (("clicks", SCHEMA), ("items", ITEMS)):
+        folder = folders[name] = tmp_path_factory.mktemp(name)
+        schema.save(folder / "schema.json")
+        window = None if name == "clicks" else schema.behaviour.max_length + 5
+        for seed, (split, rows) in enumerate((("train", 96), ("valid", 48), ("test", 48))):
+            batch = random_batch(schema, rows, seed, window if split == "train" else None)
+            write_split(folder / split, schema, batch)
+    return folders
+
+
+SMALL = [
+    "search.blocks=1", "search.interactions=2", "search.cycles=1", "search.candidates=6", "search.top=1",
+    "search.keep=3",
+    "search.epochs_behaviour=1", "search.epochs_interaction=1", "search.epochs_mlp=1", "search.epochs_further=1",
+    "search.batch_size=48", "search.valid_rows=40", "train.epochs=1", "train.batch_size=48", "model.embedding_dim=4",
+]  # fmt: skip
+CLICKS = [*SMALL, "search.mlp_layers=1", "search.hidden=[6]"]
+TABLES = {
+    "table1": (table1.TABLE, "clicks", ["dnn", "din", "ameir-a", "ameir-b", "ameir-c"]),
+    "table2": (table2.FULL, "items", ["pop", "bpr", "ameir-a"]),
+    "table3": (table3.TABLE, "clicks", ["deepfm", "autocross", "autofis", "autoctr", "ameir-i", "ameir-c"]),
+    "table4": (table4.TABLE, "clicks", ["ameir", "random", "darts"]),
+    "table5": (table5.TABLE, "clicks", list(table5.TABLE.rows)),
+}
+
+
+def arguments(table, data: Path, out: Path, *more: str, kind: str = "clicks"):
+    options = [str(data), "--out", str(out), "--repeats", "1", "--budget", "0.05", "--device", "cpu", *more]
+    for setting in CLICKS if kind == "clicks" else SMALL:
+        options += ["--set", setting]
+    return parser(table, "").parse_args(options)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_each_table_is_made_whole_and_the_last_line_is_its_figures(name, prepared, tmp_path: Path, capsys):
+    table, kind, models = TABLES[name]
+    out = tmp_path / "out"
+    more = ["--models", *models, "--json", str(tmp_path / "all.json"), "--dataset", "beauty"]
+    make(table, arguments(table, prepared[kind], out, *more, kind=kind))
+    printed = capsys.readouterr().out.splitlines()
+    last = json.loads(printed[-1])
+    assert last["command"] == f"benchmarks.{name}"
+    metric = table.metrics[0]
+    assert {f"{metric}_{m}" for m in models} <= set(last["figures"])
+    result = json.loads((tmp_path / "all.json").read_text())
+    assert [r["row"] for r in result["rows"]] == models
+    assert result["environment"]["versions"]["torch"]
+    assert (out / f"{name}.svg").read_text().startswith("<?xml")
+    assert (
+        len([line for line in (out / f"{name}.md").read_text().splitlines() if line.startswith("| ")])
+        == len(models) + 2
+    )
+    if name == "table4":
+        costs = {r["row"]: r for r in result["rows"]}
+        assert costs["random"]["architectures"] >= 1
+        assert costs["random"]["examples"] == 96 * costs["random"]["architectures"]
+        assert costs["darts"]["search_seconds"] > 0
+    # The same command again makes nothing anew.
+    before = {p: p.stat().st_mtime_ns for p in (out / "rows").iterdir()}
+    make(table, arguments(table, prepared[kind], out, *more, kind=kind))
+    assert {p: p.stat().st_mtime_ns for p in (out / "rows").iterdir()} == before
+
+
+def test_the_qps_column_comes_from_the_serving_benchmark(tmp_path: Path):
+    cells = [
+        {"model": "wide-deep", "batch": 1, "concurrency": 1, "requests": 900.0},
+        {"model": "wide-deep", "batch": 64, "concurrency": 1, "requests": 90.0},
+        {"model": "ameir-c", "batch": 1, "concurrency": 1, "requests": 700.5},
+    ]
+    (tmp_path / "qps.json").write_text(json.dumps({"rows": cells}))
+    given = arguments(table1.TABLE, tmp_path, tmp_path)
+    given.qps = tmp_path / "qps.json"
+    assert table1.qps(given) == {"wide_deep": {"qps": 900.0}, "ameir-c": {"qps": 700.5}}
+
+
+def test_searched_prints_what_was_found_by_seed(prepared, tmp_path: Path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    options = ["searched", str(prepared["clicks"]), "--out", str(out), "--repeats", "2", "--budget", "0.05"]
+    options += ["--models", "ameir-a", "ameir-b"]
+    for setting in CLICKS:
+        options += ["--set", setting]
+    monkeypatch.setattr("sys.argv", options)
+    searched.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["command"] == "benchmarks.searched"
+    lines = [line for line in (out / "searched.md").read_text().splitlines() if line.startswith("| ")][2:]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| 1", "AMEIR-A"],
+        ["| 1", "AMEIR-B"],
+        ["| 2", "AMEIR-A"],
+        ["| 2", "AMEIR-B"],
+    ]
+    row = json.loads((out / "rows" / "ameir-b-2.json").read_text())
+    for interaction in Architecture.from_json(row["architecture"]).interactions:
+        assert f"({', '.join(interaction)})" in lines[3]
+    assert "(6, ReLU)" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--models", "dnm"], "no row 'dnm'"),
+        (["--budget", "0"], "--budget above 0"),
+        (["--set", "train.epoch=1"], "epoch"),
+    ],
+)
+def test_wrong_options_are_one_line(more, message, prepared, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path / "out", *more))
+
+
+def test_data_that_are_not_there_are_one_line(tmp_path: Path):
+    with pytest.raises(UserError, match=r"schema.json: no such file"):
+        make(table1.TABLE, arguments(table1.TABLE, tmp_path / "nothing", tmp_path / "out"))
+
+
+# ------------------------------------------------------------------ AutoML
+
+
+def test_crosses_look_up_one_weight_for_each_combination():
+    columns = [torch.tensor([3, 3, 4, 4, 3]), torch.tensor([5, 6, 5, 6, 5])]
+    ids = cross_ids(columns, 1 << 40)
+    assert ids[0] == ids[4]
+    assert len(set(ids.tolist())) == 4
+    assert cross_ids(columns[::-1], 1 << 40)[0] != ids[0]
+    part = Crosses([("user", "item"), ("item", "hour")], 64)
+    with torch.no_grad():
+        part.weight.copy_(torch.arange(128.0).view(2, 64))
+    batch = random_batch(FIELDS, 6)
+    for row, value in enumerate(part(batch).tolist()):
+        own = {name: batch.sparse[name][row : row + 1] for name in ("user", "item", "hour")}
+        first = int(cross_ids([own["user"], own["item"]], 64))
+        second = int(cross_ids([own["item"], own["hour"]], 64))
+        assert value == first + 64 + second
+
+
+def test_candidate_crosses_are_products_of_what_is_there():
+    features = [("a",), ("b",), ("c",), ("a", "b")]
+    assert expand(features, 3) == [("a", "b", "c"), ("a", "c"), ("b", "c")]
+    assert expand(features, 2) == [("a", "c"), ("b", "c")]
+
+
+def xor_rows(rows: int, seed: int) -> MemoryRows:
+    """Clicks that user and hour decide together and neither alone."""
+    batch = random_batch(FIELDS, rows, seed)
+    batch.label = ((batch.sparse["user"] + batch.sparse["hour"]) % 2).float()
+    return MemoryRows(batch)
+
+
+def test_successive_halving_finds_the_cross_that_decides():
+    names = [f.name for f in FIELDS.sparse]
+    columns, labels = gather(xor_rows(4000, 1), names, 0)
+    held, truth = gather(xor_rows(500, 2), names, None)
+    candidates = expand([(n,) for n in names], 2)
+    zero = (torch.zeros(4000), held, truth, torch.zeros(500))
+    assert successive(candidates, columns, labels, *zero, 4096, 256) == ("hour", "user")
+
+
+TRAIN = TrainSettings(epochs=4, batch_size=256, learning_rate=5e-3)
+OPTIONS = {"dim": 4, "hidden": (8,), "dropout": 0.0}
+
+
+@pytest.mark.parametrize("name", AUTOML)
+def test_each_automl_method_learns_what_a_pair_decides(name):
+    result = AUTOML[name](
+        FIELDS, xor_rows(3000, 1), xor_rows(500, 2), TRAIN, options=OPTIONS, budget=0.1, seed=1, progress=Silent()
+    )
+    assert result.result.best["auc"] > (0.95 if name == "autocross" else 0.5)
+    assert result.what
+    if name == "autocross":
+        assert result.what[0] == ["hour", "user"]
+    assert result.search_seconds > 0
+
+
+def test_grda_takes_steps_of_dual_averaging():
+    w = torch.nn.Parameter(torch.tensor([0.5, -0.2, 0.01]))
+    optimizer = GRDA(w, learning_rate=0.1, c=0.4, mu=0.8)
+    gradients = [[0.3, 0.1, 0.0], [-0.2, 0.4, 0.1], [0.1, 0.1, -0.1]]
+    v = [0.5, -0.2, 0.01]
+    for n, gradient in enumerate(gradients, start=1):
+        w.grad = torch.tensor(gradient)
+        optimizer.step()
+        v = [a - 0.1 * g for a, g in zip(v, gradient)]
+        threshold = 0.4 * 0.1**0.5 * (n * 0.1) ** 0.8
+        expected = [max(abs(a) - threshold, 0.0) * (1 if a > 0 else -1) for a in v]
+        assert w.tolist() == pytest.approx(expected, abs=1e-6)
+    assert w[2] == 0
+
+
+def test_gates_weigh_normalised_products():
+    """AutoFIS against loops."""
+    model = disturb(build("autofis", FIELDS, {"dim": 3, "hidden": (5,)}), 2).eval()
+    plain = build("autofis", FIELDS, {"dim": 3, "hidden": (5,), "interactions": ()})
+    own = plain.state_dict()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k in own})
+    batch = random_batch(FIELDS, 7)
+    e = model.inputs.embeddings.non_sequential(batch)
+    names = [f.name for f in FIELDS.sparse]
+    for row in range(7):
+        total = plain.eval()(batch).logits[row].item()
+        for p, (a, b) in enumerate(model.interactions):
+            product = (e[row, names.index(a)] * e[row, names.index(b)]).sum()
+            mean, variance = model.norm.running_mean[p], model.norm.running_var[p]
+            total += (model.gates[p] * (product - mean) / (variance + 1e-5) ** 0.5).item()
+        assert model(batch).logits[row].item() == pytest.approx(total, abs=1e-4)
+
+
+def test_graph_blocks_are_what_they_are_called():
+    """AutoCTR: mlp, fm and dp against loops."""
+    blocks = (CTRBlock("mlp", (0,), 6), CTRBlock("fm", (0, 1)), CTRBlock("dp", (0, 1), 5))
+    model = disturb(build("autoctr", FIELDS, {"dim": 3, "blocks": blocks}), 4).eval()
+    assert model.last == [2, 3]
+    batch = random_batch(FIELDS, 4)
+    embedded, flat = model.inputs(batch)
+    for row in range(4):
+        first = (model.blocks[0].linear.weight @ flat[row] + model.blocks[0].linear.bias).clamp(min=0)
+
+        def vectors(block, row=row, first=first):
+            into = block.into["1"]
+            return [*embedded[row], into.weight @ first + into.bias]
+
+        v = vectors(model.blocks[1])
+        fm = torch.zeros(3)
+        for i in range(len(v)):
+            for j in range(i):
+                fm = fm + v[i] * v[j]
+        v = vectors(model.blocks[2])
+        dots = torch.stack([v[i] @ v[j] for i in range(len(v)) for j in range(i + 1, len(v))])
+        dp = model.blocks[2].linear.weight @ dots + model.blocks[2].linear.bias
+        logit = model.head.weight[0] @ torch.cat([fm, dp]) + model.head.bias[0]
+        assert model(batch).logits[row].item() == pytest.approx(logit.item(), rel=1e-4, abs=1e-4)
+
+
+def test_a_block_that_reads_itself_is_refused():
+    with pytest.raises(ValueError, match="block 1 reads"):
+        build("autoctr", FIELDS, {"blocks": (CTRBlock("mlp", (1,)),)})
+
+
+def test_graphs_stay_graphs_under_mutation():
+    rng = random.Random(0)
+    graph = drawn(rng, 5)
+    for _ in range(300):
+        graph = mutated(graph, rng, 5)
+        assert 1 <= len(graph) <= 5
+        for place, block in enumerate(graph, start=1):
+            assert block.inputs
+            assert all(0 <= i < place for i in block.inputs)
+
+
+def test_the_ranker_learns_an_order():
+    rng = random.Random(3)
+    graphs = list({drawn(rng, 5): None for _ in range(60)})
+    worth = {g: float(sum(b.operation == "fm" for b in g)) for g in graphs}
+    ranker = Ranker({g: worth[g] for g in graphs[:40]}, 5, 0)
+    scores = ranker(graphs[40:]).tolist()
+    pairs = [(i, j) for i in range(len(scores)) for j in range(i) if worth[graphs[40 + i]] != worth[graphs[40 + j]]]
+    right = sum((scores[i] > scores[j]) == (worth[graphs[40 + i]] > worth[graphs[40 + j]]) for i, j in pairs)
+    assert right / len(pairs) > 0.8
+
+
+def test_the_source_of_a_share_gives_that_many_rows():
+    from ameir_merlin.search.automl.autoctr import Share
+
+    part = Share(rows_of(FIELDS, 100), 0.25)
+    assert part.rows == sum(b.size for b in part.batches(10, seed=1)) == 25

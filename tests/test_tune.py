@@ -1,0 +1,160 @@
+"""Tuning: grids, resume, what is trained, the command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from core_cases import FIELDS, ITEMS, SCHEMA
+from model_cases import random_batch
+from small_config import write
+from test_tables import write_split
+from typer.testing import CliRunner
+
+from ameir_merlin import tune as module
+from ameir_merlin.cli import app
+from ameir_merlin.config import load_config
+from ameir_merlin.errors import UserError
+from ameir_merlin.progress import Silent
+from ameir_merlin.run.folder import RunFolder
+from ameir_merlin.run.stages import Bench
+from ameir_merlin.space import Architecture, MLPLayer
+from ameir_merlin.tune import GRIDS, grid_of, tune
+
+GRID = {"train.learning_rate": (1e-3, 1e-2, 1e-1), "model.mlp_dropout": (0.0, 0.5)}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """A run whose prepared data are a few random rows, with a found architecture."""
+    (tmp_path / "raw").mkdir()
+    over = ["train.epochs=1", "train.batch_size=32", "model.embedding_dim=4", "train.learning_rate=0.001"]
+    config = load_config(write(tmp_path / "config"), over)
+    run = RunFolder.create(tmp_path / "run", config, tmp_path / "raw", progress=Silent())
+    FIELDS.save(run.data / "schema.json")
+    for seed, split in enumerate(("train", "valid", "test")):
+        batch = random_batch(FIELDS, 64, seed)
+        batch.label = (batch.sparse["item"] % 2).float()
+        write_split(run.data / split, FIELDS, batch)
+    Architecture((), (("item", "user"),), (MLPLayer(6),)).save(run.path / "architecture.json")
+    return Bench(run, device="cpu")
+
+
+def test_the_grids_are_the_papers():
+    assert (grid_of(SCHEMA), grid_of(FIELDS), grid_of(ITEMS)) == (
+        GRIDS["industrial"],
+        GRIDS["non-sequential"],
+        GRIDS["sequential"],
+    )
+    assert GRIDS["non-sequential"]["train.learning_rate"] == (1e-3, 1e-4, 3e-5, 1e-5)
+    assert GRIDS["sequential"]["model.embedding_dim"] == (64, 96, 128, 160, 192)
+
+
+def test_a_grid_goes_through_every_combination_once(bench, monkeypatch):
+    monkeypatch.setattr(module, "evaluate", lambda bench, name, values, number, resume: values["train.learning_rate"])
+    tuned = tune(bench, "dnn", method="grid", trials=100, grid=GRID)
+    made = [tuple(t["values"][key] for key in GRID) for t in tuned.trials]
+    assert sorted(made) == sorted(itertools.product(*GRID.values()))
+    assert tuned.values["train.learning_rate"] == 1e-1
+    kept = json.loads((bench.run.path / "tune" / "dnn.json").read_text())
+    assert kept == {"model": "dnn", "values": tuned.values, "score": 0.1}
+
+
+def quality(values) -> float:
+    """The best of the known table is at 1e-4, 1e-5, 0.3."""
+    import math
+
+    far = abs(math.log10(values["train.learning_rate"]) + 4) + abs(math.log10(values["train.l2"]) + 5)
+    return 1 - far / 10 - abs(values["model.mlp_dropout"] - 0.3)
+
+
+def test_tpe_finds_the_best_of_a_known_table_within_80_of_96(bench, monkeypatch):
+    monkeypatch.setattr(module, "evaluate", lambda bench, name, values, number, resume: quality(values))
+    tuned = tune(bench, "dnn", trials=80)
+    assert tuned.values == {"train.learning_rate": 1e-4, "train.l2": 1e-5, "model.mlp_dropout": 0.3}
+    assert tuned.score == pytest.approx(1.0)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["grid", "tpe"])
+def test_a_killed_tuning_ends_as_an_uninterrupted_one(method, bench, monkeypatch):
+    def until(stop: int):
+        def evaluate(bench, name, values, number, resume):
+            if number == stop:
+                raise Killed
+            return quality(values)
+
+        return evaluate
+
+    monkeypatch.setattr(module, "evaluate", until(99))
+    whole = tune(bench, "dnn", method=method, trials=25)
+    journal = bench.run.path / "tune" / "dnn.jsonl"
+    journal.unlink()
+    for stop in (4, 17):
+        monkeypatch.setattr(module, "evaluate", until(stop))
+        with pytest.raises(Killed):
+            tune(bench, "dnn", method=method, trials=25)
+    with open(journal, "a") as file:
+        file.write('{"number": 17, "val')  # what a kill leaves of a line
+    monkeypatch.setattr(module, "evaluate", until(99))
+    parts = tune(bench, "dnn", method=method, trials=25)
+    assert [(t["values"], t["score"]) for t in parts.trials] == [(t["values"], t["score"]) for t in whole.trials]
+
+
+@pytest.mark.parametrize("name", ["dnn", "ameir"])
+def test_models_are_trained_with_the_values(name, bench):
+    tuned = tune(bench, name, method="grid", trials=6, grid=GRID)
+    assert len(tuned.trials) == 6
+    assert len({round(t["score"], 6) for t in tuned.trials}) > 2
+    assert all(0 <= t["score"] <= 1 for t in tuned.trials)
+    assert not list((bench.run.path / "tune").glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("dnm", {}, "did you mean 'dnn'"),
+        ("dnn", {"method": "random"}, "unknown method 'random', expected grid or tpe"),
+        ("dnn", {"trials": 0}, "0 trials, expected at least 1"),
+        ("dnn", {"grid": {"train.lr": (1.0,)}}, "unknown key 'train.lr'"),
+        ("dnn", {"grid": {"train.l2": ()}}, "key 'train.l2' has no values"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(name, options, message, bench):
+    with pytest.raises(UserError, match=message):
+        tune(bench, name, **options)
+
+
+def test_the_found_architecture_cannot_be_tuned_before_it_is_found(bench):
+    (bench.run.path / "architecture.json").unlink()
+    with pytest.raises(UserError, match="needs 'search', which is not finished"):
+        tune(bench, "ameir")
+
+
+def test_a_journal_of_another_tuning_is_refused(bench, monkeypatch):
+    monkeypatch.setattr(module, "evaluate", lambda *a: 0.5)
+    tune(bench, "dnn", method="grid", trials=2, grid=GRID)
+    with pytest.raises(UserError, match=r"dnn.jsonl: trials of another tuning"):
+        tune(bench, "dnn", method="tpe", trials=2, grid=GRID)
+
+
+def test_the_command_prints_the_settings_and_a_last_line(bench):
+    (bench.run.path / "stages").mkdir()
+    (bench.run.path / "stages" / "prepare.json").write_text(
+        '{"stage": "prepare", "seconds": 1.0, "peak_rss_gb": 0.1, "figures": {}}'
+    )
+    command = ["tune", "dnn", str(bench.run.path), "--method", "grid", "--trials", "2", "--only", "train.l2"]
+    done = CliRunner().invoke(app, [*command, "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    last = json.loads(lines[-1])
+    assert last["command"] == "tune"
+    assert f"--set train.l2={last['figures']['train.l2']:g}" in done.stdout
+    wrong = CliRunner().invoke(app, [*command, "--only", "train.clip"])
+    assert wrong.exit_code == 2
+    assert "--only train.clip: not in the grid" in wrong.output
