@@ -39,7 +39,7 @@ DOORS = {
     "typer": {"cli.py"},
     "rich": {"cli.py", "display.py"},
     "sklearn": set(),
-    "optuna": set(),
+    "optuna": {"tune.py"},
 }
 
 
