@@ -52,10 +52,19 @@ def connected(cluster: Cluster) -> Iterator[Any]:
     import dask
     from dask.distributed import Client, LocalCluster
 
-    # What Merlin tells at import is nothing that a user can act on; a process reads this when it starts.
-    spawn = {**dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONWARNINGS": "ignore"}
-    with contextlib.ExitStack() as stack, dask.config.set({"distributed.nanny.pre-spawn-environ": spawn}):
-        options: dict[str, Any] = {"dashboard_address": None}
+    settings = {
+        # What Merlin tells at import is nothing that a user can act on; a process reads this when it starts.
+        "distributed.nanny.pre-spawn-environ": {
+            **dask.config.get("distributed.nanny.pre-spawn-environ"),
+            "PYTHONWARNINGS": "ignore",
+        },
+        # No queue in the scheduler: distributed 2023.7 leaves a queued task there with its input gone when the worker
+        # that held the input dies, and everybody waits for ever.
+        "distributed.scheduler.worker-saturation": "inf",
+    }
+    with contextlib.ExitStack() as stack, dask.config.set(settings):
+        # Any free port of the loopback: the fixed one is taken where a second cluster runs.
+        options: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
         if cluster.spill:
             os.makedirs(cluster.spill, exist_ok=True)
             options["local_directory"] = cluster.spill

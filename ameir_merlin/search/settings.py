@@ -37,7 +37,7 @@ class SearchSettings:
     hidden: tuple[int, ...] = (200, 80)
     hidden_activation: str = "relu"
     interaction_activation: str = "identity"
-    interaction_init: float = 0.5
+    interaction_init: float = 1.0
     candidates: int = 2000
     top: int = 5
     cycles: int = 4
