@@ -293,7 +293,7 @@ def test_zero_passes_on_and_has_no_weights():
     hidden, mask, target = case()
     assert mixed(hidden, mask, target, Block(ZERO)) is hidden
     assert not list(mixed.parameters())
-    net = BehaviourNet([(Block(ZERO),), (Block("conv_1"),), (Block(ZERO),)], DIM, T, with_target=False)
+    net = BehaviourNet([(Block(ZERO),), (Block("conv_1"),), (Block(ZERO),)], DIM, T, ("pool", "last"))
     assert len(net.blocks) == 1
     assert net.place == [None, 0, None]
 
@@ -314,17 +314,18 @@ def test_dropout_acts_on_the_new_part_while_training_only():
 # ------------------------------------------------------------------ readout
 
 
-@pytest.mark.parametrize("with_target", [True, False])
+@pytest.mark.parametrize("summaries", [("pool", "last", "attention"), ("pool", "last"), ("attention",)])
 @torch.no_grad()
-def test_readout_is_sum_last_and_attention(with_target):
+def test_readout_is_sum_last_and_attention(summaries):
     with torch_seed(0):
-        readout = disturb(Readout(DIM, with_target).double())
+        readout = disturb(Readout(DIM, summaries).double())
     hidden, mask, target = case()
+    with_target = "attention" in summaries
     out = readout(hidden, mask, target if with_target else None)
-    assert out.shape == (len(LENGTHS), (3 if with_target else 2) * DIM)
+    assert out.shape == (len(LENGTHS), len(summaries) * DIM)
     for b, length in enumerate(LENGTHS):
         row = hidden[b, T - length :]
-        parts = [sum(row), row[-1]]
+        parts = [sum(row), row[-1]] if "pool" in summaries else []
         if with_target:
             parts.append(sum(slow_unit(readout.unit, h, target[b]) * h for h in row))
         torch.testing.assert_close(out[b], torch.cat(parts), rtol=1e-9, atol=1e-10)
@@ -352,7 +353,7 @@ def test_local_activation_unit_is_zero_where_padded():
 def test_extras_positions_and_final_norm():
     block = Block("conv_3", "relu", "none")
     with torch_seed(0):
-        net = BehaviourNet([(block,)], DIM, T, with_target=False, positions=True, final_norm=True).double()
+        net = BehaviourNet([(block,)], DIM, T, ("pool", "last"), positions=True, final_norm=True).double()
     disturb(net).eval()
     hidden, mask, _ = case()
     states = net.hidden(hidden, mask, None, [block])

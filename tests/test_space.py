@@ -70,6 +70,8 @@ def test_input_width_is_that_of_the_net():
         model = Ameir(schema, Architecture((), chosen, (MLPLayer(3),)), settings())
         assert model.mlp.linears[0].in_features == input_width(schema, 4, interactions)
     assert input_width(layout(2, 0, 1, target=False), 4, 0) == 2 * 4 + 2 * 4  # no target: no attention part
+    with pytest.raises(UserError, match=r"model\.readout: 'attention' needs a target item"):
+        input_width(layout(2, 0, 1, target=False), 4, 0, "attention")
 
 
 def test_small_inputs_have_no_width_twice():

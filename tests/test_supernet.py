@@ -74,9 +74,11 @@ def agree(schema, net: Supernet, count: int, rng: random.Random) -> set:
 # ------------------------------------------------------------------ supernet = derived, for hundreds of children
 
 
-@pytest.mark.parametrize("shortcut", ["se", "fm", "none"])
-def test_step1_click(shortcut):
-    net = supernet_of(SCHEMA, space_of(SCHEMA, blocks=3).step1(MLP), shortcut=shortcut)
+@pytest.mark.parametrize(
+    "options", [{"shortcut": "se"}, {"shortcut": "fm"}, {"shortcut": "none"}, {"readout": "attention"}]
+)
+def test_step1_click(options):
+    net = supernet_of(SCHEMA, space_of(SCHEMA, blocks=3).step1(MLP), **options)
     assert len(agree(SCHEMA, net, 120, random.Random(1))) > 100
 
 

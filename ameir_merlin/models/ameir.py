@@ -17,7 +17,7 @@ from ameir_merlin.nn.mlp import MLP
 from ameir_merlin.nn.operations import LAYERS, NORMALIZATIONS
 from ameir_merlin.nn.shortcut import SqueezeExcitation
 from ameir_merlin.schema import FeatureSchema
-from ameir_merlin.space import SPACES, ZERO, Architecture, OperationSets, input_width, validate
+from ameir_merlin.space import SPACES, ZERO, Architecture, OperationSets, input_width, summaries, validate
 
 
 class Ameir(nn.Module):
@@ -39,7 +39,7 @@ class Ameir(nn.Module):
         self.embedding = FieldEmbeddings(schema, dim, settings.embedding_init)
         self.behaviour = behaviour_net(schema, tuple((b,) for b in architecture.blocks), settings)
         self.hadamard = Hadamard(schema, architecture.interactions)
-        width = input_width(schema, dim, len(architecture.interactions))
+        width = input_width(schema, dim, len(architecture.interactions), settings.readout)
         self.mlp = MLP(width, [(m.width, m.activation) for m in architecture.mlp], settings.mlp_dropout)
         units = len(schema.sparse) + len(architecture.interactions)
         self.shortcut = SqueezeExcitation(units, dim) if settings.shortcut == "se" and units else None
@@ -105,7 +105,7 @@ def behaviour_net(schema: FeatureSchema, candidates: tuple, settings: BackboneSe
         candidates,
         dim=len(schema.history_fields) * settings.embedding_dim,
         length=schema.behaviour.max_length,
-        with_target=schema.has_target,
+        summaries=summaries(schema, settings.readout),
         dropout=settings.block_dropout,
         positions=settings.positions,
         final_norm=settings.final_norm,

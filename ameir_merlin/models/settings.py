@@ -16,6 +16,8 @@ class BackboneSettings:
     block_dropout, mlp_dropout: dropout in building blocks and hidden layers, searched in {0, ..., 0.5}.
     shortcut: "se" (Eqn. 5), "fm" (the plain sum over [e^b, p^b]; AMEIR-I and Table 5) or "none".
     positions, final_norm, input_dropout: beyond the paper; see `nn.behaviour.BehaviourNet`.
+    readout: "all", Section 2.1's sum, last state and attention; "attention", beyond the paper: the target's attention
+        alone, as DIN reads behaviours out. On small data the other two let the MLP learn users by heart.
     """
 
     embedding_dim: int = 16
@@ -26,6 +28,7 @@ class BackboneSettings:
     positions: bool = False
     final_norm: bool = False
     input_dropout: float = 0.0
+    readout: Literal["all", "attention"] = "all"
 
     def __post_init__(self) -> None:
         if self.embedding_dim < 1:

@@ -51,7 +51,7 @@ class Supernet(nn.Module):
         self.behaviour = behaviour_net(schema, choices.blocks, settings)
         self.hadamard = Hadamard(schema, choices.interactions)
         self.number = {interaction: i for i, interaction in enumerate(choices.interactions)}
-        base = input_width(schema, dim, 0)
+        base = input_width(schema, dim, 0, settings.readout)
         self.mlp: SlicedMLP | None = None  # where h^a goes to the output as it is
         if choices.mlp:
             activations = {m.activation for layer in choices.mlp for m in layer}
@@ -198,7 +198,7 @@ def derive(supernet: Supernet, architecture: Architecture) -> Ameir:
     side = supernet.output.weight.shape[1] - (
         supernet.choices.max_widths[-1]
         if supernet.choices.mlp
-        else input_width(supernet.schema, supernet.settings.embedding_dim, 0)
+        else input_width(supernet.schema, supernet.settings.embedding_dim, 0, supernet.settings.readout)
     )
     columns = [supernet.output.weight[:, :last]]
     if side:

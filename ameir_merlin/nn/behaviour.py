@@ -18,7 +18,7 @@ class BehaviourNet(nn.Module):
     candidates: for each block, what it may be; one each in a derived model.
     dim: d = Na * K, the width of a behaviour element.
     length: T; only used with `positions`.
-    with_target: whether rows have a target item to attend from.
+    summaries: the parts of h^a, see `nn.readout.Readout`.
     positions, final_norm, input_dropout: beyond the paper, off by default: learned positions added to H^a_0 (counted
     from the end, Kang and McAuley 2018), layer normalization before the readout, dropout on H^a_0.
     """
@@ -28,7 +28,7 @@ class BehaviourNet(nn.Module):
         candidates: Sequence[Sequence[Block]],
         dim: int,
         length: int,
-        with_target: bool,
+        summaries: Sequence[str],
         dropout: float = 0.0,
         positions: bool = False,
         final_norm: bool = False,
@@ -41,7 +41,7 @@ class BehaviourNet(nn.Module):
         for c in candidates:
             used = sum(p is not None for p in self.place)
             self.place.append(used if any(b.layer != ZERO for b in c) else None)
-        self.readout = Readout(dim, with_target)
+        self.readout = Readout(dim, summaries)
         self.positions = nn.Parameter(torch.empty(length, dim).uniform_(-0.05, 0.05)) if positions else None
         self.final_norm = nn.LayerNorm(dim) if final_norm else None
         self.input_dropout = nn.Dropout(input_dropout)
@@ -69,5 +69,5 @@ class BehaviourNet(nn.Module):
         return self.leave(hidden, mask)
 
     def forward(self, sequence: Tensor, mask: Tensor, target: Tensor | None, blocks: Sequence[Block]) -> Tensor:
-        """h^a: `[B, 3 d]` with a target, else `[B, 2 d]`."""
+        """h^a: `[B, S d]` for S summaries."""
         return self.readout(self.hidden(sequence, mask, target, blocks), mask, target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -9,18 +11,23 @@ from ameir_merlin.nn.attention import LocalActivationUnit
 
 
 class Readout(nn.Module):
-    """h^a = [h_pool, h_T, h_att]: the sum over real positions, the last state, and the target's attention if any.
+    """h^a: of "pool", the sum over real positions, "last", the last state, and "attention" those in `summaries`.
 
-    h_att = sum_i a_i h_i with a_i of DIN's local activation unit. Width 3 d with a target item, else 2 d.
+    h_att = sum_i a_i h_i with a_i of DIN's local activation unit. Width d for each of the S summaries.
     """
 
-    def __init__(self, dim: int, with_target: bool) -> None:
+    def __init__(self, dim: int, summaries: Sequence[str]) -> None:
         super().__init__()
-        self.unit = LocalActivationUnit(dim) if with_target else None
+        self.summaries = tuple(summaries)
+        self.unit = LocalActivationUnit(dim) if "attention" in self.summaries else None
 
     def forward(self, hidden: Tensor, mask: Tensor, target: Tensor | None) -> Tensor:
-        """`hidden [B, T, d]`, zero where padded; `target [B, d]` or None; to `[B, 3 d]` or `[B, 2 d]`."""
-        parts = [hidden.sum(1), hidden[:, -1]]
+        """`hidden [B, T, d]`, zero where padded; `target [B, d]` or None; to `[B, S d]`."""
+        parts = []
+        if "pool" in self.summaries:
+            parts.append(hidden.sum(1))
+        if "last" in self.summaries:
+            parts.append(hidden[:, -1])
         if self.unit is not None:
             assert target is not None
             weights = self.unit(hidden, target, mask)
@@ -28,5 +35,5 @@ class Readout(nn.Module):
         return torch.cat(parts, 1)
 
     def every_position(self, hidden: Tensor) -> Tensor:
-        """The same at each position as if the sequence ended there, `[B, T, 2 d]`; only without a target item."""
+        """The same at each position as if the sequence ended there, `[B, T, 2 d]`; of the sum and the last state."""
         return torch.cat([hidden.cumsum(1), hidden], 2)

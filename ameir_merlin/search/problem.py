@@ -47,6 +47,7 @@ class Problem:
             blocks=self.settings.blocks if self.schema.behaviour else 0,
             interactions=self.settings.interactions,
             mlp_layers=self.settings.mlp_layers,
+            readout=self.backbone.readout,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from ameir_merlin.space.architecture import ZERO, Architecture, Block, Interaction, MLPLayer
 from ameir_merlin.space.operations import SPACES, OperationSets
-from ameir_merlin.space.search_space import Choices, SearchSpace, input_width, layer_widths, validate
+from ameir_merlin.space.search_space import Choices, SearchSpace, input_width, layer_widths, summaries, validate
 
 __all__ = [
     "SPACES",
@@ -16,5 +16,6 @@ __all__ = [
     "SearchSpace",
     "input_width",
     "layer_widths",
+    "summaries",
     "validate",
 ]

@@ -14,14 +14,28 @@ from ameir_merlin.space.architecture import ZERO, Architecture, Block, Interacti
 from ameir_merlin.space.operations import TARGET_ATTENTION, OperationSets
 
 
-def input_width(schema: FeatureSchema, dim: int, interactions: int) -> int:
+def summaries(schema: FeatureSchema, readout: str = "all") -> tuple[str, ...]:
+    """The parts of h^a that `schema` has, of "pool", "last" and "attention" (Section 2.1).
+
+    readout: "all", the paper's; "attention": that part alone. `UserError` where rows have no target to attend from.
+    """
+    if schema.behaviour is None:
+        return ()
+    if readout == "all":
+        return ("pool", "last", "attention") if schema.has_target else ("pool", "last")
+    if not schema.has_target:
+        raise UserError(f"model.readout: '{readout}' needs a target item in the rows, expected 'all'")
+    return (readout,)
+
+
+def input_width(schema: FeatureSchema, dim: int, interactions: int, readout: str = "all") -> int:
     """K^c_0, the width of h^c_0 = [h^a, e^b, p^b] with the dense fields (Section 2.1).
 
-    For Alimama with K = 4 and 5 interactions: 15*4 + 1 + 5*4 + 3*8 = 105.
+    For Alimama with K = 4 and 5 interactions: 15*4 + 1 + 5*4 + 3*8 = 105. readout: see `summaries`.
     """
     element = len(schema.history_fields) * dim
-    parts = 0 if schema.behaviour is None else 3 if schema.has_target else 2
-    return len(schema.sparse) * dim + len(schema.dense) + interactions * dim + parts * element
+    behaviours = len(summaries(schema, readout)) * element
+    return len(schema.sparse) * dim + len(schema.dense) + interactions * dim + behaviours
 
 
 def layer_widths(k0: int, tenths: Sequence[int] = tuple(range(1, 11))) -> tuple[int, ...]:
@@ -121,6 +135,7 @@ class SearchSpace:
     blocks: int = 3
     interactions: int = 5
     mlp_layers: int = 2
+    readout: str = "all"
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -145,7 +160,7 @@ class SearchSpace:
 
     def mlp_candidates(self, interactions: int) -> tuple[MLPLayer, ...]:
         """Every hidden layer for an input with that many interactions."""
-        widths = layer_widths(input_width(self.schema, self.dim, interactions), self.operations.tenths)
+        widths = layer_widths(input_width(self.schema, self.dim, interactions, self.readout), self.operations.tenths)
         return tuple(MLPLayer(w, a) for w in widths for a in self.operations.mlp_activations)
 
     def step1(self, mlp: Sequence[MLPLayer]) -> Choices:
@@ -194,7 +209,7 @@ class SearchSpace:
         blocks = len(self.block_candidates()) ** self.blocks if self.schema.behaviour else 1
         sets = max(0, 2 ** len(self.fields) - len(self.fields) - 1)
         chosen = min(self.interactions, sets)
-        k0 = input_width(self.schema, self.dim, chosen)
+        k0 = input_width(self.schema, self.dim, chosen, self.readout)
         widths = len(layer_widths(k0, self.operations.tenths)) if k0 else 0
         hidden = math.comb(widths + self.mlp_layers - 1, self.mlp_layers) if self.mlp_layers else 1
         mlp = hidden * len(self.operations.mlp_activations) ** self.mlp_layers
