@@ -31,9 +31,15 @@ class MixedBlock(nn.Module):
         """`hidden [B, T, d]` (zero where `mask [B, T]` is False) to the next hidden state of the same shape."""
         if block.layer == ZERO:
             return hidden
-        real = mask.unsqueeze(2)
+        return self.join(hidden, self.layer(hidden, mask, target, block), mask, block)
+
+    def layer(self, hidden: Tensor, mask: Tensor, target: Tensor | None, block: Block) -> Tensor:
+        """Layer(Norm(H)) `[B, T, d]`: what blocks share that differ in their activation alone."""
         x = self.normalizations[block.normalization](hidden)
         if block.normalization != "none":
-            x = x * real
-        x = ACTIVATIONS[block.activation](self.layers[block.layer](x, mask, target))
-        return self.dropout(x) * real + hidden
+            x = x * mask.unsqueeze(2)
+        return self.layers[block.layer](x, mask, target)
+
+    def join(self, hidden: Tensor, layer: Tensor, mask: Tensor, block: Block) -> Tensor:
+        """Act(layer) + H, zero where padded."""
+        return self.dropout(ACTIVATIONS[block.activation](layer)) * mask.unsqueeze(2) + hidden

@@ -5,7 +5,9 @@ Scores are fitness values, larger is better: "auc" or minus "logloss" for clicks
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +18,11 @@ from ameir_merlin.models.ameir import answer, shortcut
 from ameir_merlin.models.supernet import Encoded, Supernet
 from ameir_merlin.nn.activation import ACTIVATIONS
 from ameir_merlin.progress import Task
-from ameir_merlin.space import Architecture, Block, MLPLayer
+from ameir_merlin.space import ZERO, Architecture, Block, MLPLayer
 from ameir_merlin.train.evaluate import retrieval_ranks
 from ameir_merlin.train.metrics import auc, logloss, ndcg
+
+CACHED = 1 << 18  # hidden values that a CPU core's cache holds, a megabyte
 
 
 class Scores:
@@ -58,7 +62,10 @@ class Scores:
 def score_blocks(
     supernet: Supernet, candidates: Sequence[Architecture], batches: Sequence[Batch], fitness: str, task: Task
 ) -> Tensor:
-    """Step 1: candidates that begin with the same blocks share their hidden states (a prefix tree); float64 `[C]`."""
+    """Step 1: candidates that begin with the same blocks share their hidden states (a prefix tree); float64 `[C]`.
+
+    Next blocks that differ in their activations alone share what comes before it, too.
+    """
     supernet.eval()
     scores = Scores(len(candidates), fitness)
     tree = _tree([a.blocks for a in candidates])
@@ -87,20 +94,37 @@ def _walk(
 ) -> Iterator[tuple[int, Tensor | None]]:
     for number in node.get(None, ()):
         yield number, hidden
-    for block, below in node.items():
-        if block is not None:
-            assert supernet.behaviour is not None
-            assert hidden is not None
-            assert encoded.mask is not None
-            after = supernet.behaviour.block(depth, hidden, encoded.mask, encoded.target, block)
-            yield from _walk(supernet, encoded, below, after, depth + 1)
+    following = [block for block in node if block is not None]
+    if not following:
+        return
+    assert supernet.behaviour is not None
+    assert hidden is not None
+    assert encoded.mask is not None
+    if ZERO in {block.layer for block in following}:
+        yield from _walk(supernet, encoded, node[Block(ZERO)], hidden, depth + 1)
+
+    def unbent(block: Block) -> tuple[str, str]:
+        return block.layer, block.normalization
+
+    bending = sorted((block for block in following if block.layer != ZERO), key=unbent)
+    for _, alike in itertools.groupby(bending, unbent):
+        mixed: Any = supernet.behaviour.blocks[cast(int, supernet.behaviour.place[depth])]
+        layer = None
+        for block in alike:
+            layer = mixed.layer(hidden, encoded.mask, encoded.target, block) if layer is None else layer
+            after = mixed.join(hidden, layer, encoded.mask, block)
+            yield from _walk(supernet, encoded, node[block], after, depth + 1)
 
 
 @torch.no_grad()
 def score_interactions(
-    supernet: Supernet, batches: Sequence[Batch], fitness: str, task: Task, chunk: int = 64
+    supernet: Supernet, batches: Sequence[Batch], fitness: str, task: Task, chunk: int = 0
 ) -> Tensor:
-    """Step 2: every candidate interaction of the supernet on its own; the base's projection once a batch; `[C]`."""
+    """Step 2: every candidate interaction of the supernet on its own; the base's projection once a batch; `[C]`.
+
+    chunk: candidates that are run together. 0 is many on a GPU, and on a CPU so few that their hidden values stay in
+    its cache, which is several times faster.
+    """
     assert supernet.mlp is not None
     supernet.eval()
     layers = tuple(candidates[0] for candidates in supernet.choices.mlp)
@@ -116,9 +140,10 @@ def score_interactions(
         encoded = supernet.encode(batch)
         base = supernet.mlp.project_base(supernet.base(encoded, encoded.hidden), width)
         products = supernet.hadamard(encoded.embedded).transpose(0, 1)
+        together = chunk or (64 if base.is_cuda else max(1, CACHED // base.numel()))
         rows = []
-        for start in range(0, count, chunk):
-            part = slice(start, min(start + chunk, count))
+        for start in range(0, count, together):
+            part = slice(start, min(start + together, count))
             weight = supernet.mlp.interactions[part, :width].transpose(1, 2)
             first = torch.baddbmm(base.expand(part.stop - start, -1, -1), products[part], weight)
             hidden = supernet.mlp.tail(first.flatten(0, 1), layers)
@@ -151,12 +176,12 @@ def score_mlps(
     """Step 3: candidates share the products of equal leading layers; `[C]`, float64.
 
     A layer's product is made once for the largest width that a prefix needs, and sliced. For the last layer, all
-    widths of one activation are answered by one cumulative sum of its units' parts of the logit.
+    widths of one activation are answered by one product with the output's weights, cut off at each width.
     """
     assert supernet.mlp is not None
     supernet.eval()
     tree = _prefixes([a.mlp for a in candidates])
-    logits: list[list[Tensor]] = [[] for _ in candidates]
+    logits = []
     for batch in batches:
         encoded = supernet.encode(batch)
         base = supernet.base(encoded, supernet.stage1(encoded, candidates[0].blocks))
@@ -166,15 +191,14 @@ def score_mlps(
         x = torch.cat([base, products.flatten(1)], 1)
         first = supernet.mlp
         weight = torch.cat([first.base, first.interactions.transpose(0, 1).flatten(1)], 1)
-        for number, value in _mlp_walk(supernet, tree, x, weight, 0):
-            logits[number].append((constant + value).float().cpu())
+        found = constant.new_empty(len(candidates), batch.size)
+        for numbers, values in _mlp_walk(supernet, tree, x, weight, 0):
+            found[numbers] = values
+        logits.append((found + constant).float().cpu())
         task.advance(len(candidates))
+    values = torch.cat(logits, 1)
     labels = torch.cat([_label(b) for b in batches]).cpu()
-    found = []
-    for parts in logits:
-        values = torch.cat(parts)
-        found.append(auc(values, labels) if fitness == "auc" else -logloss(values, labels))
-    return torch.stack(found)
+    return auc(values, labels) if fitness == "auc" else -logloss(values, labels)
 
 
 def _prefixes(paths: Sequence[tuple[MLPLayer, ...]]) -> dict:
@@ -188,7 +212,10 @@ def _prefixes(paths: Sequence[tuple[MLPLayer, ...]]) -> dict:
     return root
 
 
-def _mlp_walk(supernet: Supernet, node: dict, x: Tensor, weight: Tensor, depth: int) -> Iterator[tuple[int, Tensor]]:
+def _mlp_walk(
+    supernet: Supernet, node: dict, x: Tensor, weight: Tensor, depth: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Numbers of candidates, and their hidden layers' part of the logits, `[len(numbers), B]`."""
     assert supernet.mlp is not None
     widest = max(width for widths in node.values() for width in widths)
     bias = supernet.mlp.biases[depth][:widest]
@@ -200,10 +227,11 @@ def _mlp_walk(supernet: Supernet, node: dict, x: Tensor, weight: Tensor, depth: 
             supernet.mlp.activate(depth, full[:, :most], name) if name == "dice" else ACTIVATIONS[name](full[:, :most])
         )
         if last:
-            sums = (active * supernet.output.weight[0, :most]).double().cumsum(1)
-            for width, numbers in widths.items():
-                for number in numbers:
-                    yield number, sums[:, width - 1].to(active.dtype)
+            numbers = [(number, width) for width, those in widths.items() for number in those]
+            cut = torch.tensor([width for _, width in numbers], device=x.device)
+            unit = torch.arange(most, device=x.device)
+            weights = supernet.output.weight[0, :most] * (unit < cut.unsqueeze(1))
+            yield [number for number, _ in numbers], weights @ active.T
         else:
             for width, below in widths.items():
                 yield from _mlp_walk(supernet, below, active[:, :width], supernet.mlp.weights[depth], depth + 1)
