@@ -9,8 +9,8 @@ behaviours the shared blocks would make the ratio larger).
 
 - *shared*: `ameir_merlin.search.scoring`, all candidates.
 - *plain*: each candidate as a net of its own (`derive`, which is not counted), one eager forward pass for each batch,
-  and its AUC (or log loss, `--fitness`). It runs on every n-th candidate, `--plain` of them, between the repeats of the shared version, and its
-  time is taken times n: a candidate's time does not depend on the others.
+  and its AUC (or log loss, `--fitness`). It runs on every n-th candidate, `--plain` of them, between the repeats of
+  the shared version, and its time is taken times n: a candidate's time does not depend on the others.
 
 `stepN_ratio` is plain time over shared time, `stepN_bound` the same in multiply-adds (products of matrices,
 convolutions, attention; not activations, sums or sorting for the AUC), which is what sharing allows where products are
