@@ -26,36 +26,36 @@ CACHED = 1 << 18  # hidden values that a CPU core's cache holds, a megabyte
 
 
 class Scores:
-    """Gathers every candidate's answers over batches, and turns them into fitness values."""
+    """Gathers every candidate's answers over batches, and turns them into fitness values.
+
+    A batch's answers lie in one tensor, made before them: thousands of small ones that stay would keep the memory
+    between them from being used again.
+    """
 
     def __init__(self, candidates: int, fitness: str) -> None:
-        self.fitness = fitness
-        self.parts: list[list[Tensor]] = [[] for _ in range(candidates)]
+        self.candidates, self.fitness = candidates, fitness
+        self.parts: list[Tensor] = []
         self.labels: list[Tensor] = []
 
+    def start(self, batch: Batch) -> None:
+        """A batch, before the answers to it."""
+        self.labels.append(_label(batch))
+        self.parts.append(torch.empty(self.candidates, batch.size, device=batch.dense.device))
+
     def add(self, candidate: int, output: Output, batch: Batch) -> None:
-        """One candidate's answer to one batch."""
+        """One candidate's answer to the batch that was started last."""
         if output.logits is not None:
-            self.parts[candidate].append(output.logits.float().cpu())
+            self.parts[-1][candidate] = output.logits
         else:
             query, items = output.retrieval()
-            self.parts[candidate].append(retrieval_ranks(query @ items.T, batch)[1].cpu())
-
-    def add_labels(self, batch: Batch) -> None:
-        """The labels of a batch, once a batch."""
-        self.labels.append(_label(batch).cpu())
+            self.parts[-1][candidate] = retrieval_ranks(query @ items.T, batch)[1]
 
     def result(self) -> Tensor:
         """Fitness of every candidate, float64 `[C]`."""
-        labels = torch.cat(self.labels)
-        found = []
-        for parts in self.parts:
-            values = torch.cat(parts)
-            if labels.dtype == torch.int64:
-                found.append(ndcg(values, 10))
-            else:
-                found.append(auc(values, labels) if self.fitness == "auc" else -logloss(values, labels))
-        return torch.stack(found)
+        values, labels = torch.cat(self.parts, 1).cpu(), torch.cat(self.labels).cpu()
+        if labels.dtype == torch.int64:
+            return ndcg(values, 10)
+        return auc(values, labels) if self.fitness == "auc" else -logloss(values, labels)
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def score_blocks(
     scores = Scores(len(candidates), fitness)
     tree = _tree([a.blocks for a in candidates])
     for batch in batches:
-        scores.add_labels(batch)
+        scores.start(batch)
         encoded = supernet.encode(batch)
         for number, hidden in _walk(supernet, encoded, tree, encoded.hidden, 0):
             scores.add(number, supernet.finish(encoded, supernet.base(encoded, hidden), candidates[number]), batch)
