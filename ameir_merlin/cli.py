@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -34,7 +35,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("error:", " ".join(line.strip() for line in str(error).splitlines()), file=sys.stderr)
             raise typer.Exit(EXIT_USER) from None
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here:\n  " + shlex.join(_command_line()), file=sys.stderr)
@@ -73,8 +74,21 @@ Cluster = Annotated[
     typer.Option(metavar="WHERE", help="Who prepares the data: local, cuda or tcp://host:port (Dask)."),
 ]
 Again = Annotated[bool, typer.Option("--again", help="Do it anew even if finished, and all that follows from it.")]
+
+
+def _writable(file: Path | None) -> Path | None:
+    """`file`, if it can be written: hours of work are not to end in an error."""
+    if file is None or (file.exists() and not file.is_file() and not file.is_dir()):  # /dev/stdout
+        return file
+    folder = next(place for place in file.absolute().parents if place.exists())
+    if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"--json {file}: cannot be written, expected a file in a folder of yours")
+    return file
+
+
 Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write figures, rows and environment here.")
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=_writable, help="Also write figures, rows and environment here."),
 ]
 
 

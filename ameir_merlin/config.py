@@ -13,7 +13,8 @@
     [baselines]
     models = ["dnn", "din"]       # trained on the same data for comparison
 
-Every key has a default but `name`, `data.workflow`. Unknown keys and wrong values are errors; all are told at once.
+Every key has a default but `name`, `data.workflow`. Unknown keys and wrong values are errors; all are told at once, in
+one line.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class DataSettings:
 
     workflow: str
     options: dict[str, Any] = field(default_factory=dict)
-    resident: bool | Literal["auto"] = "auto"
+    resident: Literal[True, False, "auto"] = "auto"
     cluster: str = ""
     workers: int = 0
     worker_memory: str = ""
@@ -157,8 +158,8 @@ class Config:
 def load_config(path: str | Path, overrides: Iterable[str] = (), *, definition: bool = True) -> Config:
     """Read the TOML file `path`, apply `overrides` ("search.epochs=2", values in TOML syntax) and check everything.
 
-    With `definition`, the definition file is loaded too and checks its options. A `UserError` lists all that is
-    wrong: unknown keys with the nearest known one, values with what was expected.
+    With `definition`, the definition file is loaded too and checks its options. A `UserError` names all that is
+    wrong, in one line: unknown keys with the nearest known one, values with what was expected.
     """
     path = Path(path)
     try:
@@ -203,7 +204,8 @@ def check_config(value: dict[str, Any], where: str, *, folder: Path, definition:
     if len(errors) == 1:
         raise UserError(f"{where}: {errors[0]}")
     if errors:
-        raise UserError(f"{where}: {len(errors)} errors\n" + "\n".join(f"  {error}" for error in errors))
+        numbered = (f"({number}) {error}" for number, error in enumerate(errors, start=1))
+        raise UserError(f"{where}: {len(errors)} errors: {'; '.join(numbered)}")
     return Config(**dataclasses.asdict(parts.pop("head")), **parts, folder=folder)
 
 

@@ -96,15 +96,23 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON from `path`; a missing or broken file is a `UserError` that names it and the place."""
+def read_json(path: str | Path, *keys: str) -> Any:
+    """Read JSON from `path`; with `keys`, an object that has them.
+
+    A missing or broken file is a `UserError` that names it and the place, or what it lacks.
+    """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
+    if keys and not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object with {', '.join(keys)}")
+    if absent := [key for key in keys if key not in value]:
+        raise UserError(f"{path}: '{absent[0]}' is missing")
+    return value
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import small_config
 import tiny_run
+import torch
+from forked_command import commands
+from safetensors.torch import load_file
+from test_bad_input import halved, refused, write, zeroed
 
 from ameir_merlin.config import load_config
 from ameir_merlin.environment import environment
@@ -315,16 +322,15 @@ def outcome(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny: Path) -> tuple[dict, float, str]:
-    """An uninterrupted run: its outcome, its seconds, its standard output."""
-    began = time.monotonic()
+def whole(tiny: Path) -> tuple[dict, str]:
+    """An uninterrupted run: its outcome, its standard output."""
     done = subprocess.run(command(tiny, "whole"), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    return outcome(tiny / "whole"), time.monotonic() - began, done.stdout
+    return outcome(tiny / "whole"), done.stdout
 
 
 def test_a_run_from_raw_logs_to_triton(tiny, whole):
-    result, _, text = whole
+    result, text = whole
     folder = tiny / "whole"
     assert set(STAGES) == {p.stem for p in (folder / "stages").glob("*.json")}
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -340,21 +346,88 @@ def test_a_run_from_raw_logs_to_triton(tiny, whole):
     assert f"{result['splits']['test']['auc']:.4f}" in page
 
 
-@pytest.mark.timeout(900)
-def test_killed_at_any_moment_it_ends_the_same(tiny, whole):
-    result, seconds, _ = whole
+# What is there once a part of a run has begun, and the last one ended.
+BEGUN = {
+    "prepare": "config.toml",
+    "search, step 1": "stages/prepare.json",
+    "search, step 2": "search/behaviour.json",
+    "search, step 3": "search/interaction.json",
+    "train": "stages/search.json",
+    "evaluate": "stages/train.json",
+    "export": "stages/evaluate.json",
+    "check": "stages/export.json",
+    "report": "stages/check.json",
+}
+
+
+@pytest.mark.timeout(300)
+def test_killed_in_every_part_it_ends_the_same(tiny, whole):
+    """SIGKILL at a random moment of each part; what lies there is whole each time, and so is the end."""
+    result, _ = whole
     rng = random.Random(int(os.environ.get("KILL_SEED", "5")))
-    kills = 0
-    for _ in range(4):
-        process = subprocess.Popen(command(tiny, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=rng.uniform(0.3, 0.9) * seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-    assert kills >= 1
-    done = subprocess.run(command(tiny, "killed"), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert outcome(tiny / "killed") == result
-    assert not list((tiny / "killed").rglob("*.tmp"))
+    times = [(tiny / "whole" / file).stat().st_mtime for file in BEGUN.values()]
+    folder, arguments, killed = tiny / "killed", command(tiny, "killed")[3:], 0
+    with commands(tiny / "log") as warm:
+        for file, start, end in zip(BEGUN.values(), times, times[1:]):
+            warm.start(arguments)
+            deadline = time.monotonic() + 60
+            while not (folder / file).exists():
+                assert time.monotonic() < deadline, (tiny / "log").read_text()
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, end - start))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(warm.pid, signal.SIGKILL)
+            status = warm.wait()
+            assert status in (0, -signal.SIGKILL), (tiny / "log").read_text()
+            killed += status != 0
+            assert_whole(folder)
+        warm.start(arguments)
+        assert warm.wait() == 0, (tiny / "log").read_text()
+    assert killed >= 6
+    assert outcome(folder) == result
+    assert_whole(folder)
+    assert not list(folder.rglob("*.tmp"))
+
+
+def assert_whole(folder: Path) -> None:
+    """Every file that is not named as temporary can be read to its end; finished stages left all that they leave."""
+    for path in folder.rglob("*"):
+        if any(part.endswith(".tmp") for part in path.relative_to(folder).parts):
+            continue
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".parquet":
+            pq.read_table(path, page_checksum_verification=True)
+        elif path.suffix == ".safetensors":
+            load_file(path)
+        elif path.suffix == ".pt":
+            torch.load(path, weights_only=True)
+        elif path.suffix == ".html":
+            assert path.read_text().endswith("</html>")
+    for marker in (folder / "stages").glob("*.json"):
+        for output in STAGES[marker.stem].outputs:
+            assert (folder / output).exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "change", "message"),
+    [
+        ("train", "search/finalists.pt", Path.unlink, r"search/finalists\.pt: no such file"),
+        ("train", "search/finalists.pt", halved, r"search/finalists\.pt: not a checkpoint of this program"),
+        ("train", "search/mlp.json", halved, r"search/mlp\.json: not valid JSON"),
+        ("evaluate", "model.safetensors", halved, r"model\.safetensors: not a safetensors file"),
+        ("evaluate", "architecture.json", halved, r"architecture\.json: not valid JSON"),
+        ("evaluate", "data/test/part-00000.parquet", zeroed, r"test/part-00000\.parquet: not a whole Parquet file"),
+        ("export", "data/preprocess/vocabularies/userid.parquet", zeroed, r"userid\.parquet: not a Parquet file"),
+        ("export", "baselines/dnn/metrics.json", halved, r"dnn/metrics\.json: not valid JSON"),
+        ("check", "data/raw_test.parquet", zeroed, r"raw_test\.parquet: not a whole Parquet file"),
+        ("check", "triton/ameir_preprocess/1/tables/table7.npy", zeroed, r"table7\.npy: changed since export"),
+        ("report", "evaluation.json", lambda file: write(file, b"{}"), r"evaluation\.json: 'splits' is missing"),
+    ],
+)  # fmt: skip
+def test_broken_files_of_finished_stages(tiny, whole, tmp_path, stage, file, change, message):
+    folder = shutil.copytree(tiny / "whole", tmp_path / "run")
+    for later in list(STAGES)[list(STAGES).index(stage) :]:
+        (folder / "stages" / f"{later}.json").unlink()
+    change(folder / file)
+    refused(tmp_path, [*command(tiny, "whole")[3:-1], str(folder)], message)

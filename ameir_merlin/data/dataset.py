@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -126,6 +127,13 @@ class Dataset:
         return tables
 
 
+class _Definition(SourceFileLoader):
+    """Leaves no __pycache__ beside the file: neither the user's folder nor a run folder is a place for it."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Called to cache bytecode."""
+
+
 def load_definition(path: str | Path, options: dict[str, Any] | None = None) -> Dataset:
     """Import the definition file at `path` and make its `DATASET` with `options`.
 
@@ -136,7 +144,7 @@ def load_definition(path: str | Path, options: dict[str, Any] | None = None) -> 
     if not path.is_file():
         raise UserError(f"{path}: no such workflow definition")
     name = f"ameir_workflow_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Definition(name, str(path)))
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)

@@ -51,7 +51,7 @@ class Group:
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """Its rows; `UserError` naming the file if it is not whole."""
-        with _naming(self.file), pq.ParquetFile(self.file) as file:
+        with _naming(self.file), pq.ParquetFile(self.file, page_checksum_verification=True) as file:
             return file.read_row_group(self.number, columns=columns)
 
 

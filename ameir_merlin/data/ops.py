@@ -198,7 +198,7 @@ class Encode(Categorify):
         for table, columns in self.tables.items():
             values = _ordered(Path(self.categories["_".join(columns)]), "_".join(columns), self.types[table])
             values = values[: self.limits.get(table) or len(values)]
-            pq.write_table(pa.table({"value": values}), self.file(table))
+            pq.write_table(pa.table({"value": values}), self.file(table), write_page_checksum=True)
             self.sizes[table] = FIRST_ID + len(values)
 
     def clear(self):

@@ -179,7 +179,7 @@ def _checked(dataset: Dataset, split: Split, table: pa.Table, schema: pa.Schema,
     if label.task == "click":
         values = table[label.name]
         good = pc.fill_null(pc.is_in(values, value_set=pa.array([0.0, 1.0])), False)
-        if not pc.all(good).as_py():
+        if not pc.all(good, min_count=0).as_py():
             row = int(np.argmin(good.to_numpy(zero_copy_only=False)))
             raise UserError(
                 f"{name}: {split} row {first + row}: label '{label.name}' is {values[row].as_py()}, expected 0 or 1"
@@ -206,7 +206,7 @@ def _write_check_rows(staged: Path, path: Path) -> None:
             groups += 1
         table = file.read_row_groups(range(groups)).slice(0, CHECK_ROWS)
     drop = [name for name in (NEGATIVES, SEEN, USER) if name in table.column_names]
-    pq.write_table(table.drop_columns(drop), path)
+    pq.write_table(table.drop_columns(drop), path, write_page_checksum=True)
 
 
 def _folder(path: Path) -> Path:

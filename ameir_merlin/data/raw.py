@@ -127,7 +127,7 @@ def share(where: str, **values: float) -> None:
 def check_click(path: Path, line: int, column: str, values: pa.ChunkedArray) -> None:
     """`UserError` naming file, line and column unless every value is 0 or 1."""
     good = pc.fill_null(pc.is_in(values, value_set=pa.array([0, 1], values.type)), False)
-    if not pc.all(good).as_py():
+    if not pc.all(good, min_count=0).as_py():
         row = int(np.argmin(good.to_numpy(zero_copy_only=False)))
         raise UserError(f"{path}: line {line + row}: column '{column}' is {values[row].as_py()}, expected 0 or 1")
 

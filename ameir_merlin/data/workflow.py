@@ -258,7 +258,7 @@ def write_part(frame, arrow: pa.Schema, path: str, schema: FeatureSchema) -> dic
     """Write one transformed partition; its counts. May be done twice, by a worker and by the one that follows it."""
     table = _to_arrow(frame, arrow)
     with atomic_file(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, write_page_checksum=True)
     return count(table, schema)
 
 

@@ -70,7 +70,7 @@ class RunFolder:
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What the marker of `stage` says, or None while it is not finished."""
         marker = self.marker(stage)
-        return read_json(marker) if marker.is_file() else None
+        return read_json(marker, "seconds", "peak_rss_gb", "figures") if marker.is_file() else None
 
     @classmethod
     def create(cls, path: str | Path, config: Config, source: str | Path, *, progress: Progress) -> RunFolder:
@@ -93,20 +93,23 @@ class RunFolder:
             raise UserError(
                 f"{path}: holds {sorted(foreign)[0]} but no {CONFIG}; expected an empty folder or a run folder"
             )
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(path / config.definition.name, config.definition.read_text(encoding="utf-8"))
-        write_json(
-            path / ENVIRONMENT,
-            {
-                "name": config.name,
-                "seed": config.seed,
-                "data": str(source),
-                "begun": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                **environment(),
-            },
-        )
-        write_text(path / CONFIG, config.to_toml())  # last: from here on this is a run folder
-        return cls(path, load_config(path / CONFIG, definition=False), source)
+        try:
+            write_text(path / config.definition.name, config.definition.read_text(encoding="utf-8"))
+            write_json(
+                path / ENVIRONMENT,
+                {
+                    "name": config.name,
+                    "seed": config.seed,
+                    "data": str(source),
+                    "begun": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                    **environment(),
+                },
+            )
+            write_text(path / CONFIG, config.to_toml())  # last: from here on this is a run folder
+            return cls(path, load_config(path / CONFIG, definition=False), source)
+        except UserError:
+            discard(cls(path, config, source))
+            raise
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -115,7 +118,7 @@ class RunFolder:
         if not (path / CONFIG).is_file():
             raise UserError(f"{path}: no run folder (there is no {CONFIG} in it)")
         config = load_config(path / CONFIG, definition=False)
-        return cls(path, config, Path(read_json(path / ENVIRONMENT)["data"]))
+        return cls(path, config, Path(read_json(path / ENVIRONMENT, "data")["data"]))
 
 
 @contextlib.contextmanager
@@ -191,7 +194,7 @@ def _compare(run: RunFolder, config: Config, source: Path) -> None:
 
 
 def _tell_versions(run: RunFolder, progress: Progress) -> None:
-    then, now = read_json(run.path / ENVIRONMENT)["versions"], versions()
+    then, now = read_json(run.path / ENVIRONMENT, "versions")["versions"], versions()
     changed = [f"{name} {then[name]} → {now[name]}" for name in now if name in then and then[name] != now[name]]
     if changed:
         progress.say(f"note: begun with other versions ({', '.join(changed)}); results may differ from the first ones")

@@ -9,6 +9,8 @@ from ameir_merlin.files import read_json
 from ameir_merlin.run.folder import RunFolder
 from ameir_merlin.space.architecture import Architecture
 
+PLANTED = ("pairs", "triples")  # what planted.json has to say
+
 
 def gather(run: RunFolder, stages: list[str]) -> dict[str, Any]:
     """The figures that are known so far; a function of the run folder alone, so that it can be redone at any time.
@@ -20,9 +22,9 @@ def gather(run: RunFolder, stages: list[str]) -> dict[str, Any]:
     markers = {stage: marker for stage in stages if (marker := run.finished(stage))}
     metrics: dict[str, Any] = {"splits": {}, "baselines": {}}
     if (evaluation := run.path / "evaluation.json").is_file():
-        metrics["splits"] = read_json(evaluation)["splits"]
+        metrics["splits"] = read_json(evaluation, "splits")["splits"]
     for file in sorted((run.path / "baselines").glob("*/metrics.json")):
-        metrics["baselines"][file.parent.name] = read_json(file)
+        metrics["baselines"][file.parent.name] = read_json(file, "valid", "test")
     metrics["seconds"] = {stage: marker["seconds"] for stage, marker in markers.items()}
     metrics["peak_rss_gb"] = max((marker["peak_rss_gb"] for marker in markers.values()), default=0.0)
     recall = planted_recall(run.path)
@@ -41,6 +43,6 @@ def planted_recall(folder: Path) -> float | None:
     planted, found = folder / "planted.json", folder / "architecture.json"
     if not (planted.is_file() and found.is_file()):
         return None
-    value = read_json(planted)
-    wanted = {tuple(sorted(names)) for names in [*value.get("pairs", []), *value.get("triples", [])]}
+    value = read_json(planted, *PLANTED)
+    wanted = {tuple(sorted(names)) for kind in PLANTED for names in value[kind]}
     return len(wanted & set(Architecture.load(found).interactions)) / len(wanted) if wanted else None

@@ -65,13 +65,14 @@ class Run:
         progress = progress or Silent()
         device = checked_device(device)
         with locked(folder):
+            new = not (Path(folder) / CONFIG).exists()
             run = RunFolder.create(folder, config, data, progress=progress)
             clear(run)
             this = cls(Bench(run, progress, device, prepared), stages or STAGES)
             try:
                 yield this
             except UserError:
-                if not any(run.finished(stage) for stage in this._stages):
+                if new and not any(run.marker(stage).exists() for stage in this._stages):
                     discard(run)
                 raise
 
@@ -135,6 +136,7 @@ class Run:
         left = [name for name in self._stages if not self.folder.finished(name)]
         for name in left:
             self._stages[name].ready()
+        gather(self.folder, list(self._stages))  # a broken file of a finished stage is told before work begins
         for name in left:
             self.stage(name)
         self._save_metrics()  # a kill may have come between a marker and this file

@@ -20,6 +20,7 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.files import atomic_folder, read_json, write_json, write_text
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.run.folder import RunFolder
+from ameir_merlin.run.metrics import PLANTED
 from ameir_merlin.schema import FeatureSchema
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ def checked_device(name: str) -> str:
 def prepare(bench: Bench) -> Figures:
     """Raw files → data/ (Parquet, schema, vocabularies)."""
     run = bench.run
+    source = run.source / "planted.json"
+    planted = read_json(source, *PLANTED) if source.is_file() else None
     if bench.prepared:
         # Preparing does not depend on the seed: another seed's files serve as they are.
         with atomic_folder(run.data) as folder:
@@ -105,9 +108,8 @@ def prepare(bench: Bench) -> Figures:
             partition_rows=data.partition_rows,
             cluster=data.where(),
         )
-    planted = run.source / "planted.json"
-    if planted.is_file():
-        write_json(run.path / "planted.json", read_json(planted))
+    if planted:
+        write_json(run.path / "planted.json", planted)
     return {}
 
 
@@ -233,15 +235,16 @@ def export(bench: Bench) -> Figures:
 
 def check(bench: Bench) -> Figures:
     """Raw test rows through a real tritonserver, compared with the offline scores of the same rows."""
-    import pyarrow.parquet as pq
+    import pyarrow as pa
 
+    from ameir_merlin.data.decode import files_of, groups_of
     from ameir_merlin.data.parquet import ResidentData
     from ameir_merlin.models import store
     from ameir_merlin.serve.check import check as check_repository
     from ameir_merlin.serve.check import offline_scores
 
     run, model = bench.run, store.load(bench.run.path)
-    raw = pq.read_table(run.data / "raw_test.parquet")
+    raw = pa.concat_tables([group.read() for group in groups_of(files_of([run.data / "raw_test.parquet"]))])
     test = ResidentData(run.data / "test", model.schema)
     settings = run.config.export
     expected = offline_scores(model, test, raw.num_rows, settings.top_k, settings.exclude_history)

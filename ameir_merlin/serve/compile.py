@@ -145,7 +145,9 @@ def _vocabulary(source: Path, entry: dict[str, Any], cardinality: int, to: Path,
     if not path.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{path}: lies outside of {source}")
     try:
-        column = pq.read_table(path, columns=["value"]).column("value").combine_chunks()
+        column = (
+            pq.read_table(path, columns=["value"], page_checksum_verification=True).column("value").combine_chunks()
+        )
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (pa.ArrowException, OSError) as error:

@@ -23,6 +23,8 @@ def load(path: Path) -> dict[str, Any]:
     """Read what `save` wrote, on the CPU. Anything but tensors and plain values is a `UserError`."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
