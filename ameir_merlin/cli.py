@@ -146,6 +146,7 @@ def demo(
     checked = load_config(config or _demo_config(), set_ or [])
     progress = display()
     raw = out.parent / f"{out.name}-data"
+    Run.foresee(checked, out, device=device)  # before data are made
     _generate("alimama", raw, {}, progress)
     with Run.begin(checked, raw, out, progress=progress, device=device) as begun:
         begun.finish()

@@ -160,6 +160,20 @@ def test_no_tritonserver(begun, killed_in, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "cuda:99"], r"device 'cuda:99': torch sees"),
+        (["--out", "{place}"], r"holds raw but no config\.toml"),
+        (["--out", "{place}/tiny.toml"], r"tiny\.toml: is a file, expected a folder"),
+        (["--set", "serach.top=3"], r"demo\.toml: serach: unknown key; did you mean 'search'\?"),
+    ],
+)
+def test_demo_makes_no_data_in_vain(small, options, message):
+    given = [option.format(place=small) for option in options]
+    refused(small.parent, ["demo", "--out", str(small / "out"), *given], message)
+
+
 # Raw files -----------------------------------------------------------------------------------------------------------
 
 

@@ -88,11 +88,7 @@ class RunFolder:
             _compare(run, config, source)
             _tell_versions(run, progress)
             return run
-        foreign = [p.name for p in path.iterdir() if not _ours(p, config)] if path.is_dir() else []
-        if foreign:
-            raise UserError(
-                f"{path}: holds {sorted(foreign)[0]} but no {CONFIG}; expected an empty folder or a run folder"
-            )
+        refuse_foreign(path, config)
         try:
             write_text(path / config.definition.name, config.definition.read_text(encoding="utf-8"))
             write_json(
@@ -171,6 +167,16 @@ def discard(run: RunFolder) -> None:
         (run.path / name).unlink(missing_ok=True)
     for folder in (run.data, run.path / "stages"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_foreign(path: str | Path, config: Config) -> None:
+    """`UserError` if `path`, no run folder yet, cannot become one: it is a file or holds something else."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file, expected a folder")
+    foreign = [p.name for p in path.iterdir() if not _ours(p, config)] if path.is_dir() else []
+    if foreign:
+        raise UserError(f"{path}: holds {sorted(foreign)[0]} but no {CONFIG}; expected an empty folder or a run folder")
 
 
 def _ours(item: Path, config: Config) -> bool:

@@ -14,7 +14,7 @@ from ameir_merlin.config import Config
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import read_json, write_json
 from ameir_merlin.progress import Progress, Silent
-from ameir_merlin.run.folder import CONFIG, RunFolder, clear, discard, locked
+from ameir_merlin.run.folder import CONFIG, RunFolder, clear, discard, locked, refuse_foreign
 from ameir_merlin.run.measure import measured
 from ameir_merlin.run.metrics import gather
 from ameir_merlin.run.stages import STAGES, Bench, Stage, baseline, checked_device
@@ -75,6 +75,15 @@ class Run:
                 if new and not any(run.marker(stage).exists() for stage in this._stages):
                     discard(run)
                 raise
+
+    @classmethod
+    def foresee(cls, config: Config, folder: str | Path, *, device: str = "") -> None:
+        """`UserError` for what would stop a run of `config` in `folder` before its data are looked at."""
+        checked_device(device)
+        if not (Path(folder) / CONFIG).is_file():
+            refuse_foreign(folder, config)
+            for stage in STAGES.values():
+                stage.ready()
 
     @classmethod
     @contextlib.contextmanager
