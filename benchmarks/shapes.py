@@ -119,6 +119,11 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
+def worked(device: str) -> float:
+    """Seconds of work, for ratios: with one thread on a CPU the process's own, whoever else uses the machine."""
+    return now(device) if device.startswith("cuda") or torch.get_num_threads() > 1 else time.process_time()
+
+
 @dataclass
 class Peak:
     """gb: the most memory at any time, in 10^9 bytes."""

@@ -35,7 +35,7 @@ from ameir_merlin.search.fair import FairPaths
 from ameir_merlin.space import SPACES, Architecture, MLPLayer, SearchSpace
 from ameir_merlin.train.objectives import OBJECTIVES, Objective
 from ameir_merlin.train.optimizer import adam
-from benchmarks.shapes import alimama, beauty, made_up, median, now, parser, peak_memory, profiled, report
+from benchmarks.shapes import alimama, beauty, made_up, median, parser, peak_memory, profiled, report, worked
 
 
 @dataclass
@@ -137,11 +137,11 @@ def _update(trainer: Trainer, scenario: Scenario, batch: Batch, paths, step: int
     # The loss draws cuts of histories: from equal generators, in the order of the rows, both draw the same.
     rng = torch.Generator().manual_seed(step)
     with peak_memory(device) as peak:
-        began = now(device)
+        began = worked(device)
         trainer.optimizer.zero_grad(set_to_none=True)
         trainer.gradients(trainer.supernet, batch, paths, scenario.objective, rng)
         trainer.optimizer.step()
-        seconds = now(device) - began
+        seconds = worked(device) - began
     trainer.peak_gb = max(trainer.peak_gb, peak.gb)
     return seconds
 
