@@ -211,6 +211,20 @@ def test_unusual_models_can_be_drawn(schema, architecture, narrow):
         assert float(rect.get("y")) + float(rect.get("height")) <= height + 1
 
 
+def test_the_drawing_has_the_summaries_that_the_model_has():
+    schema = FeatureSchema(
+        (Field("item"),), Behaviour("h", (Field("past", embedding="item"),), ("item",), 3), Label("y")
+    )
+
+    def words(readout):
+        return "".join(ElementTree.fromstring(draw(schema, Architecture(), 8, readout)).itertext())
+
+    assert "sum pooling" in words("all")
+    assert "target attention" in words("all")
+    assert "sum pooling" not in words("attention")
+    assert "target attention" in words("attention")
+
+
 def test_every_operation_has_a_readable_name():
     for space in SPACES.values():
         for name in (*space.layers, *space.activations, *space.normalizations, *space.mlp_activations):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ameir_merlin.report.names import operation
 from ameir_merlin.report.svg import Sheet, shortened, text_width
 from ameir_merlin.schema import Behaviour, FeatureSchema
-from ameir_merlin.space import ZERO, Architecture, Block
+from ameir_merlin.space import ZERO, Architecture, Block, summaries
 
 WIDE, NARROW = 1080.0, 400.0
 PAD = 20.0  # between a panel's border and what it holds
@@ -30,8 +31,13 @@ class Box:
         return self.y + self.height
 
 
-def draw(schema: FeatureSchema, architecture: Architecture, dim: int, *, narrow: bool = False) -> str:
-    """The SVG of `architecture` over `schema` with embeddings of `dim` numbers, for wide pages or for phones."""
+def draw(
+    schema: FeatureSchema, architecture: Architecture, dim: int, readout: str = "all", *, narrow: bool = False
+) -> str:
+    """The SVG of `architecture` over `schema` with embeddings of `dim` numbers, for wide pages or for phones.
+
+    readout: see `space.summaries`.
+    """
     sheet = Sheet(NARROW if narrow else WIDE, "The found architecture in its three stages")
     both = bool(schema.behaviour and schema.fields)
     gutter = 18.0 if narrow and both else 0.0
@@ -49,12 +55,15 @@ def draw(schema: FeatureSchema, architecture: Architecture, dim: int, *, narrow:
         height = max(first.height, second.height)
         first, second = replace(first, height=height), replace(second, height=height)
 
-    outlets = _behaviour(sheet, first, schema.behaviour, schema.has_target, architecture) if schema.behaviour else []
+    parts = summaries(schema, readout)
+    outlets = _behaviour(sheet, first, schema.behaviour, parts, architecture) if schema.behaviour else []
     if schema.fields:
         _interactions(sheet, second, schema, architecture)
 
     top = max(first.bottom, second.bottom) + 56
-    segments = _aggregation(sheet, Box(0, top, sheet.width, 0), schema, architecture, _parts(schema, architecture, dim))
+    segments = _aggregation(
+        sheet, Box(0, top, sheet.width, 0), schema, architecture, _parts(schema, architecture, dim, parts)
+    )
     goals = [x for part, x in segments if part.stage == 1]
     if narrow and both:  # past Stage 2, along its left
         for goal in goals:
@@ -89,7 +98,7 @@ def _behaviour_height(architecture: Architecture) -> float:
 
 
 def _behaviour(
-    sheet: Sheet, box: Box, behaviour: Behaviour, has_target: bool, architecture: Architecture
+    sheet: Sheet, box: Box, behaviour: Behaviour, parts: Sequence[str], architecture: Architecture
 ) -> list[float]:
     """Draw Stage 1; where its outputs stand, from left to right."""
     _panel(sheet, box, 1, "Behaviour modelling")
@@ -118,7 +127,8 @@ def _behaviour(
         _block(sheet, middle, y + gap, box, block, y + 4)
         y += gap + height
     attention = "attention" if box.width < 450 else "target attention"
-    outputs = ["sum pooling", "last", *([attention] if has_target else [])]
+    names = {"pool": "sum pooling", "last": "last", "attention": attention}
+    outputs = [names[part] for part in parts]
     bottom = box.bottom - 30
     fork = bottom - 44 - 14
     width = (box.width - 2 * PAD - 12 * (len(outputs) - 1)) / len(outputs)
@@ -259,12 +269,10 @@ class Part:
     width: int
 
 
-def _parts(schema: FeatureSchema, architecture: Architecture, dim: int) -> list[Part]:
+def _parts(schema: FeatureSchema, architecture: Architecture, dim: int, behaviours: Sequence[str]) -> list[Part]:
     element = len(schema.history_fields) * dim
-    parts = []
-    if schema.behaviour:
-        names = ["pooled", "last", *(["attended"] if schema.has_target else [])]
-        parts += [Part(name, 1, element) for name in names]
+    names = {"pool": "pooled", "last": "last", "attention": "attended"}
+    parts = [Part(names[part], 1, element) for part in behaviours]
     if schema.sparse:
         parts.append(Part("fields", 2, len(schema.sparse) * dim))
     if schema.dense:

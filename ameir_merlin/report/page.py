@@ -58,13 +58,14 @@ def render(folder: str | Path) -> str:
     }
     if schema and architecture:
         dim = config.get("model", {}).get("embedding_dim", 0)
+        readout = config.get("model", {}).get("readout", "all")
         # A model may leave out some of the data set's fields, and then has a schema of its own.
         own = folder / "schema.json"
         taken = FeatureSchema.load(own) if own.is_file() else schema
         page["drawing"] = True
         page["drawing_lead"] = _drawing_lead(taken, architecture)
-        page["drawing_wide"] = Markup(draw(taken, architecture, dim))
-        page["drawing_narrow"] = Markup(draw(taken, architecture, dim, narrow=True))
+        page["drawing_wide"] = Markup(draw(taken, architecture, dim, readout))
+        page["drawing_narrow"] = Markup(draw(taken, architecture, dim, readout, narrow=True))
     page["steps"] = [_step(name, found) for name, found in searched.items() if found.get("trials")]
     if "interaction" in searched:
         page.update(_ranking(searched["interaction"], architecture, planted))
