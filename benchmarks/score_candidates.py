@@ -15,10 +15,11 @@ behaviours the shared blocks would make the ratio larger).
 `stepN_ratio` is plain time over shared time, `stepN_bound` the same in what sharing saves: for Steps 2 and 3 in
 multiply-adds (products of matrices; not activations, sums or sorting for the AUC), for Step 1 in runs of blocks' layers
 (readout and MLP, which every candidate has for itself, come on top; `step1_products_bound` is in multiply-adds with
-them). `max_diff` is the largest difference of any
-score. `order_identical` is 1 if no two compared candidates that the plain version tells apart by more than 1e-6 stand
-the other way round; `swapped` counts all that do, however close: two rows whose logits agree to the last bit but one
-may change places, which is 1e-7 of an AUC. The last line is JSON.
+them). Times are of the process where it has one thread on a CPU, so that others on the machine do not count.
+
+`max_diff` is the largest difference of any score. `order_identical` is 1 if no two compared candidates that the plain
+version tells apart by more than 1e-6 stand the other way round; `swapped` counts all that do, however close: two rows
+whose logits agree to the last bit but one may change places, which is 1e-7 of an AUC. The last line is JSON.
 
 The paper's space has 880 MLPs of two layers: Step 3 scores them all. Step 1 has fewer rows (`--sequence-rows`).
 """
