@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--interactions", type=int, default=1300, help="candidates of Step 2")
     made.add_argument("--plain", type=int, default=200, help="candidates that are also scored one by one")
     made.add_argument("--rows", type=int, default=8192, help="validation rows")
-    made.add_argument("--sequence-rows", type=int, default=2048, help="validation rows of Step 1")
+    made.add_argument("--sequence-rows", type=int, default=1024, help="validation rows of Step 1")
     made.add_argument("--batch", type=int, default=2048)
     made.add_argument("--repeats", type=int, default=2, help="turns of both versions")
     made.add_argument("--profile", type=Path, metavar="FILE", help="one for each step, STEP-FILE")
