@@ -9,10 +9,10 @@ The search is the package's own with everything in it: the steps, the further ev
 retraining of the finalists (`train`). `seconds` is all of it, `auc` or `hr5` and `ndcg5` are those of the best on the
 test rows.
 
-`--growth` searches made-up clicks of Alimama's layout once more for each size of one thing, the others unchanged, each
-in a process of its own, and fits time = c · size^e through the logarithms: an exponent of 1 is growth in proportion,
-0 none. `memory_` is that of what the search adds to an idle process. A plot is drawn where matplotlib is installed.
-The last line is JSON.
+`--growth` searches made-up clicks of Alimama's layout once more for each size of one thing, the others unchanged (with
+the users grow rows, items and tables), each in a process of its own, and fits time = c · size^e through the logarithms:
+an exponent of 1 is growth in proportion, 0 none. Time is that of the process where it has one thread on a CPU; memory
+is what the search adds to an idle process. A plot is drawn where matplotlib is installed. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import contextlib
 import dataclasses
 import math
 import multiprocessing
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ import torch
 
 from ameir_merlin.batch import BatchSource
 from ameir_merlin.data.parquet import ResidentData
+from ameir_merlin.errors import UserError
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.pipeline import make_problem, search, train_finalists
@@ -39,7 +41,7 @@ from ameir_merlin.search.settings import SearchSettings
 from ameir_merlin.train.evaluate import evaluate
 from ameir_merlin.train.settings import TrainSettings
 from benchmarks.planted import Rows
-from benchmarks.shapes import alimama, beauty, made_up, now, parser, peak_memory, report, resident_gb
+from benchmarks.shapes import alimama, beauty, made_up, now, parser, peak_memory, report, resident_gb, worked
 
 STEPS = ("behaviour", "interaction", "mlp")
 SPLITS = ("train", "valid", "test")
@@ -107,7 +109,7 @@ def whole_search(
     training = TrainSettings(epochs=given.train_epochs, patience=2, batch_size=given.batch)
     before = resident_gb()
     with tempfile.TemporaryDirectory() as folder, peak_memory(given.device) as peak:
-        began = now(given.device)
+        began, work = now(given.device), worked(given.device)
         problem = make_problem(
             schema,
             splits["train"],
@@ -122,11 +124,12 @@ def whole_search(
         search(problem)
         searched = now(given.device)
         model, _, _ = train_finalists(problem)
-        trained = now(given.device)
+        trained, work = now(given.device), worked(given.device) - work
         records = {step: record for step in STEPS if (record := StepRecord.load(problem.folder, step))}
     test = evaluate(model, splits["test"], device=given.device)
     figures = {f"{step}_seconds": record.seconds for step, record in records.items()}
     figures |= {"search_seconds": searched - began, "train_seconds": trained - searched, "seconds": trained - began}
+    figures["worked_seconds"] = work
     figures |= {"peak_gb": peak.gb, "added_gb": peak.gb - (0.0 if given.device.startswith("cuda") else before)}
     trials = sum(len(record.trials) for record in records.values())
     return {**figures, "scored": trials, **test, "architecture": model.architecture.to_json()}
@@ -175,9 +178,12 @@ def growth(given: argparse.Namespace) -> tuple[dict[str, float], list[dict[str, 
                 found.append(done)
                 rows.append({"what": what, "factor": factor, "candidates": candidates, **vars(size), **done})
                 steps = ", ".join(f"{step} {done[f'{step}_seconds']:.1f}" for step in STEPS)
-                print(f"{what} x {factor:g}: {done['seconds']:.1f} s ({steps}), {done['added_gb']:.3f} GB", flush=True)
+                print(
+                    f"{what} x {factor:g}: {done['worked_seconds']:.1f} s ({steps}), {done['added_gb']:.3f} GB",
+                    flush=True,
+                )
             factors = [factor for factor, _, _ in grown]
-            figures[f"time_{what}"] = exponent(factors, [f["seconds"] for f in found])
+            figures[f"time_{what}"] = exponent(factors, [f["worked_seconds"] for f in found])
             figures[f"memory_{what}"] = exponent(factors, [f["added_gb"] for f in found])
     return figures, rows
 
@@ -190,7 +196,7 @@ def draw(figures: dict[str, float], rows: Sequence[dict[str, Any]], path: Path) 
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6))
-    for panel, (kind, key, label) in zip(axes, (("time", "seconds", "s"), ("memory", "added_gb", "GB"))):
+    for panel, (kind, key, label) in zip(axes, (("time", "worked_seconds", "s"), ("memory", "added_gb", "GB"))):
         for what in dict.fromkeys(row["what"] for row in rows):
             line = [(row["factor"], row[key]) for row in rows if row["what"] == what]
             panel.loglog(*zip(*line), "o-", label=f"{what}: exponent {figures[f'{kind}_{what}']:.2f}")
@@ -201,6 +207,15 @@ def draw(figures: dict[str, float], rows: Sequence[dict[str, Any]], path: Path) 
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _data(given: argparse.Namespace) -> tuple[FeatureSchema, dict[str, BatchSource]]:
+    """What was prepared, or made up."""
+    if given.data is None:
+        length = 15 if given.shape == "beauty" and not given.quick else given.length
+        return Size(given.shape, given.rows, length).make(given.seed, given.device)
+    schema = FeatureSchema.load(given.data / "schema.json")
+    return schema, {name: ResidentData(given.data / name, schema, given.device) for name in SPLITS}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -240,15 +255,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             draw(figures, rows, given.growth)
         report("search_cost", figures, given, sizes=rows)
         return
-    if given.data:
-        schema = FeatureSchema.load(given.data / "schema.json")
-        splits: dict[str, BatchSource] = {
-            name: ResidentData(given.data / name, schema, given.device) for name in SPLITS
-        }
-    else:
-        length = 15 if given.shape == "beauty" and not given.quick else given.length
-        schema, splits = Size(given.shape, given.rows, length).make(given.seed, given.device)
-    found = whole_search(given, schema, splits, given.candidates)
+    try:
+        schema, splits = _data(given)
+        found = whole_search(given, schema, splits, given.candidates)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     architecture = found.pop("architecture")
     print(f"{splits['train'].rows} training rows: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()), flush=True)
     report("search_cost", found, given, architecture=architecture)

@@ -113,6 +113,13 @@ def test_a_search_on_prepared_data(prepared: Path, tmp_path: Path, capsys):
     assert (len(architecture.blocks), len(architecture.interactions), len(architecture.mlp)) == (1, 2, 2)
 
 
+def test_data_that_are_not_there_are_one_line(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as end:
+        search_cost.main(["--quick", "--data", str(tmp_path / "nothing")])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_search_for_next_items(capsys):
     found = figures(search_cost.main, capsys, "--shape", "beauty")
     assert found["scored"] == 6
