@@ -132,7 +132,7 @@ def test_criteo_may_be_gzipped(criteo, tmp_path):
         (3, 4, "1.5", "line 3: column 'I4' is '1.5', expected int64"),
         (900, 30, "wxyz0000", "line 900: column 'C17' is 'wxyz0000', expected 8 hexadecimal digits"),
         (900, 30, "0" * 9, "line 900: column 'C17' is '000000000', expected 8 hexadecimal digits"),
-        (5, 20, "a\tb", "Expected 40 columns, got 41"),
+        (5, 20, "a\tb", "line 5: 41 values, expected 40"),
     ],
 )
 def test_criteo_faults(criteo, tmp_path, line, place, text, message):

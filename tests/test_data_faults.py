@@ -5,6 +5,7 @@ What single readers do is in test_data_raw, test_data_clicks and test_data_next_
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -70,7 +71,9 @@ def cell(line: int, place: int, text: str):
         ("raw_sample.csv", cell(9, 5, ""), r"line 9: column 'clk' is None, expected 0 or 1"),
         ("raw_sample.csv", cell(9, 5, "2"), r"line 9: column 'clk' is 2, expected 0 or 1"),
         ("raw_sample.csv", cell(9, 0, ""), r"line 9: column 'user' is empty"),
-        ("raw_sample.csv", cell(9, 5, "0,1"), r".*Expected 6 columns, got 7"),
+        ("raw_sample.csv", cell(9, 5, "0,1"), r"line 9: 7 values, expected 6"),
+        ("raw_sample.csv", lambda lines: [*lines[:9], "", *lines[9:]], r"line 10: column 'clk' is None, expected"),
+        ("ad_feature.csv", lambda lines: [*lines[:9], "", *lines[9:]], r"line 10: column 'adgroup_id' is empty"),
         ("behavior_log.csv", cell(7, 3, "x"), r"line 7: column 'cate' is 'x', expected int64"),
         ("ad_feature.csv", cell(5, 5, "cheap"), r"line 5: column 'price' is 'cheap', expected float64"),
         ("user_profile.csv", lambda lines: [*lines, lines[3]], r"line 42: column 'userid' has \d+ a s"),
@@ -145,6 +148,86 @@ def test_ad_user_and_behaviours_that_nobody_knows(raw, tmp_path):
     for ids in rows.history.values():
         assert ids.tolist() == [[0] * 49 + [1]] * 2
     assert rows.mask.sum(1).tolist() == [1, 1]
+
+
+def test_a_user_with_100_000_behaviours(raw, good, tmp_path):
+    """In the log of clicks: the last 50 before an impression stay."""
+    user = (raw / "raw_sample.csv").read_text().splitlines()[1].split(",")[0]
+    early = [f"{user},{n},pv,{n % 7},{n}" for n in range(100_000)]  # all before what is there
+    folder = changed(raw, tmp_path / "raw", "behavior_log.csv", lambda lines: [*lines, *early])
+    out = run(folder, tmp_path / "out")
+    brands, number = vocabulary(out, "brand"), vocabulary(out, "userid").index(int(user)) + 3
+    log = [line.split(",") for line in (folder / "behavior_log.csv").read_text().splitlines()[1:]]
+    own = sorted(((int(b[1]), int(b[4])) for b in log if b[0] == user), key=lambda b: b[0])
+    sample = [line.split(",")[:2] for line in (raw / "raw_sample.csv").read_text().splitlines()[1:]]
+    expected = set()
+    for _, moment in (row for row in sample if row[0] == user):
+        last = [brand for second, brand in own if second < int(moment)][-50:]
+        expected.add(tuple(brands.index(b) + 3 if b in brands else 2 for b in last))
+    rows = [prepared(out, split) for split in ("train", "valid", "test")]
+    found = {tuple(h) for r in rows for u, h in zip(r["userid"], r["history_brand"], strict=True) if u == number}
+    assert found == expected
+    assert {len(history) for history in found} == {50}
+
+
+def test_a_user_with_100_000_items(tmp_path):
+    """In a file of sequences: training windows of all of them, the last 15 for evaluation, all of them in `seen`."""
+    g = np.random.default_rng(0)
+    long = g.integers(0, 300, 100_000)
+    lines = [f"1 {' '.join(map(str, long))}", *(f"{u} {' '.join(map(str, range(u, u + 9)))}" for u in range(2, 40))]
+    (tmp_path / "beauty.txt").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="100 negatives asked for, but there are 300 items and a user had 300"):
+        prepare(definition("beauty"), tmp_path, tmp_path / "out")
+    (tmp_path / "beauty.txt").write_text("\n".join([*lines, f"99 {' '.join(map(str, range(300, 400)))}"]) + "\n")
+    schema = prepare(definition("beauty"), tmp_path, tmp_path / "out")
+    windows = prepared(tmp_path / "out", "train")["history_item_id"]
+    assert len(windows) == pytest.approx(100_000 / 15, abs=60)
+    items = vocabulary(tmp_path / "out", "item_id")
+    test = next(ResidentData(tmp_path / "out" / "test", schema).batches(64))
+    assert test.history["history_item_id"][0].tolist() == [items.index(i) + 3 for i in long[-16:-1]]
+    assert test.seen.shape == (40, 99_999)
+    assert test.seen[0].tolist() == [items.index(i) + 3 for i in long[:-1]]
+    assert set(test.negatives[0].tolist()) == {2, *(items.index(i) + 3 for i in range(300, 398))}, "all that are left"
+
+
+# Each definition: a file without anything, and half of one -----------------------------------------------------------
+
+FILES = {
+    "alimama": ({"users": 40, "impressions": 600, "seed": 3}, "behavior_log.csv", {}),
+    "avazu": ({"rows": 50}, "train.gz", {}),
+    "beauty": ({"users": 30, "items": 130}, "reviews_Beauty.json.gz", {"source": "reviews"}),
+    "criteo": ({"rows": 50}, "train.txt", {}),
+    "movielens": ({"users": 10, "items": 40, "ratings": 200}, "ml-100k.inter", {}),
+    "steam": ({"users": 30, "items": 130}, "steam_reviews.json.gz", {}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: b"", "the file is empty"),
+        (lambda content: gzip.compress(b""), "the file (is empty|has no rows)"),
+        (lambda content: gzip.compress(content)[:-100], "corrupt or truncated file"),
+        (lambda content: content[: len(content) // 2] + b"\xff" + content[len(content) // 2 :], r"line \d+: not UTF-8"),
+    ],
+    ids=["empty", "empty gzip", "truncated gzip", "not UTF-8"],
+)
+def test_a_broken_file_of_each_definition(tmp_path, name, change, message):
+    made, file, options = FILES[name]
+    generate(name, tmp_path / "raw", **made)
+    path = tmp_path / "raw" / file
+    content = path.read_bytes()
+    content = gzip.decompress(content) if path.suffix == ".gz" else content
+    broken = change(content)
+    path.unlink()
+    packed = broken[:2] == b"\x1f\x8b" or (path.suffix == ".gz" and not broken)
+    path = path.with_name(file.removesuffix(".gz") + ".gz" * packed)
+    path.write_bytes(broken)
+    with pytest.raises(UserError, match=rf"{re.escape(path.name)}: {message}") as error:
+        prepare(definition(name, **options), tmp_path / "raw", tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["raw"]
 
 
 def test_padding_null_and_unseen_are_told_apart_in_a_model(good):

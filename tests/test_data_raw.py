@@ -41,7 +41,15 @@ def test_read_table_without_header_gzipped_with_tabs(tmp_path):
         ("a,b\n1,2\nx,3\n", "x.csv: line 3: column 'a' is 'x', expected int64"),
         ("a,b\n1,2\n1.5,3\n", "x.csv: line 3: column 'a' is '1.5', expected int64"),
         ("a,b\n1,2\n99999999999999999999,3\n", "x.csv: line 3: column 'a' is '99999999999999999999', expected int64"),
-        ("a,b\n1,2\n1\n", "x.csv: .*Expected 2 columns, got 1"),
+        ("a,b\n1,2\n1\n", "x.csv: line 3: 1 values, expected 2"),
+        ("a,b\n1,2\n1,2,3\n", "x.csv: line 3: 3 values, expected 2"),
+        ("a,b\n1,2\n\nx,3\n", "x.csv: line 3: 1 values, expected 2"),
+        ("a,b\n1,2\n1_0,3\n", "x.csv: line 3: column 'a' is '1_0', expected int64"),
+        ("a,b\n1,2\n\0,3\n", r"x.csv: line 3: column 'a' is '\\x00', expected int64"),
+        ("a,b\n1,2\n" + "9" * 200 + ",3\n", "x.csv: line 3: column 'a' is '9{60}', expected int64"),
+        ('a,b\n"1","2"\n"x",3\n', "x.csv: line 3: column 'a' is 'x', expected int64"),
+        ("a,b,a\n1,2,3\n", "x.csv: line 1: column 'a' is there 2 times"),
+        ("\0\0\0", r"x.csv: line 1: expected a header, got '\\x00"),
         ("b,c\n1,2\n", "x.csv: no column 'a'; its columns are b, c"),
         ("a,b\n", "x.csv: the file has no rows"),
         ("", "x.csv: the file is empty"),
@@ -52,6 +60,27 @@ def test_read_table_faults(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         whole(find(tmp_path, "x.csv"), {"a": "int64"})
+
+
+LONG = "x" * 500  # 40,000 such lines are more than Arrow reads at a time
+
+
+@pytest.mark.parametrize("line", [1, 2, 39_999])
+def test_text_that_is_no_utf8(tmp_path, line):
+    lines = [b"a,b", *[f"1,{LONG}".encode()] * 40_000]
+    lines[line - 1] += b"\xff"
+    (tmp_path / "x.csv").write_bytes(b"\n".join(lines))
+    with pytest.raises(UserError, match=rf"x\.csv: line {line}: not UTF-8 text"):
+        whole(tmp_path / "x.csv", {"a": "int64", "b": "string"})
+
+
+@pytest.mark.parametrize("line", [1, 20_000, 39_999])
+def test_a_fault_far_down_is_found(tmp_path, line):
+    lines = [f"1,{LONG}"] * 40_000
+    lines[line - 1] = f"y,{LONG}"
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=rf"x\.csv: line {line}: column 'a' is 'y', expected int64"):
+        whole(tmp_path / "x.csv", {"a": "int64"}, names=("a", "b"))
 
 
 def test_truncated_gzip(tmp_path):

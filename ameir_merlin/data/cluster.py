@@ -79,7 +79,8 @@ def connected(cluster: Cluster) -> Iterator[Any]:
                     threads_per_worker=1,
                     memory_limit=cluster.worker_memory or "auto",
                     host="127.0.0.1",
-                    silence_logs=logging.ERROR,
+                    # What goes wrong is raised here. Logged it would be a worker that is slow to end, as an error.
+                    silence_logs=logging.CRITICAL,
                     **options,
                 )
             )

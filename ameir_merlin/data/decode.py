@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ameir_merlin.batch import Batch
+from ameir_merlin.checksums import CHECKED
 from ameir_merlin.data.dataset import NEGATIVES, SEEN, USER
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import NULL, PADDING, FeatureSchema
@@ -51,7 +52,7 @@ class Group:
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """Its rows; `UserError` naming the file if it is not whole."""
-        with _naming(self.file), pq.ParquetFile(self.file, page_checksum_verification=True) as file:
+        with _naming(self.file), pq.ParquetFile(self.file, **CHECKED) as file:
             return file.read_row_group(self.number, columns=columns)
 
 
@@ -275,7 +276,8 @@ def _tensor(values: pa.Array, where: str) -> Tensor:
     kind = values.type
     if values.null_count or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise UserError(f"{where} is {kind} with {values.null_count} nulls, expected numbers")
-    return torch.from_dlpack(values) if len(values) else torch.from_numpy(values.to_numpy().copy())
+    shared = len(values) and hasattr(values, "__dlpack__")  # pyarrow 15
+    return torch.from_dlpack(values) if shared else torch.from_numpy(values.to_numpy().copy())
 
 
 def assemble(

@@ -38,6 +38,8 @@ class Interactions:
 
         Users are numbered in the order in which they first come. `UserError` if nobody is left.
         """
+        if not self._user:
+            raise UserError(f"{path}: the file has no rows")
         user = np.frombuffer(self._user, np.int32)
         item = np.frombuffer(self._item, np.int32)
         time = np.frombuffer(self._time, np.int64)

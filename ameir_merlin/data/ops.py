@@ -22,6 +22,7 @@ from nvtabular.ops import Categorify, Operator
 from nvtabular.ops.operator import ColumnSelector
 from nvtabular.ops.stat_operator import StatOperator
 
+from ameir_merlin.checksums import WRITTEN
 from ameir_merlin.schema import FIRST_ID, NULL, PADDING, UNSEEN
 
 MISSING = np.iinfo(np.int64).min
@@ -198,7 +199,7 @@ class Encode(Categorify):
         for table, columns in self.tables.items():
             values = _ordered(Path(self.categories["_".join(columns)]), "_".join(columns), self.types[table])
             values = values[: self.limits.get(table) or len(values)]
-            pq.write_table(pa.table({"value": values}), self.file(table), write_page_checksum=True)
+            pq.write_table(pa.table({"value": values}), self.file(table), **WRITTEN)
             self.sizes[table] = FIRST_ID + len(values)
 
     def clear(self):

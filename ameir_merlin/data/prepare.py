@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ameir_merlin.checksums import WRITTEN
 from ameir_merlin.data.cluster import HERE, Cluster, connected, watched
 from ameir_merlin.data.dataset import NEGATIVES, SEEN, SPLITS, USER, Dataset, Split
 from ameir_merlin.data.scratch import scratch_in
@@ -180,7 +181,7 @@ def _checked(dataset: Dataset, split: Split, table: pa.Table, schema: pa.Schema,
         values = table[label.name]
         good = pc.fill_null(pc.is_in(values, value_set=pa.array([0.0, 1.0])), False)
         if not pc.all(good, min_count=0).as_py():
-            row = int(np.argmin(good.to_numpy(zero_copy_only=False)))
+            row = int(np.argmin(np.asarray(good)))
             raise UserError(
                 f"{name}: {split} row {first + row}: label '{label.name}' is {values[row].as_py()}, expected 0 or 1"
             )
@@ -195,7 +196,10 @@ def _write(preparation, split: Split, staged: Path, target: Path, schema: Featur
     with pq.ParquetFile(staged) as file:
         total = file.num_row_groups
     with progress.task(f"transform {split}", total) as task:
-        return summary(preparation.write(split, staged, target, schema, task.advance))
+        statistics = summary(preparation.write(split, staged, target, schema, task.advance))
+    for begun in target.glob(".*.tmp"):  # what a worker wrote when it was killed
+        begun.unlink()
+    return statistics
 
 
 def _write_check_rows(staged: Path, path: Path) -> None:
@@ -206,7 +210,7 @@ def _write_check_rows(staged: Path, path: Path) -> None:
             groups += 1
         table = file.read_row_groups(range(groups)).slice(0, CHECK_ROWS)
     drop = [name for name in (NEGATIVES, SEEN, USER) if name in table.column_names]
-    pq.write_table(table.drop_columns(drop), path, write_page_checksum=True)
+    pq.write_table(table.drop_columns(drop), path, **WRITTEN)
 
 
 def _folder(path: Path) -> Path:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import re
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +63,15 @@ def read_table(
 
     columns: name to "int64", "string" or "float64"; others in the file are not read. Empty fields and NULL are null.
     names: the columns of a file that has no header line.
-    Raises `UserError` for a missing column, a row of another length, a value of another type, broken compression.
+    Raises `UserError` for a missing column, a row of another length (a blank one, too), a value of another type, text
+    that is not UTF-8, broken compression.
     """
     header = names or tuple(_header(path, separator))
-    absent = [name for name in columns if name not in header]
-    if absent:
-        raise UserError(f"{path}: no column '{absent[0]}'; its columns are {', '.join(header)}")
+    for name in columns:
+        if name not in header:
+            raise UserError(f"{path}: no column '{name}'; its columns are {', '.join(header)}")
+        if header.count(name) > 1:
+            raise UserError(f"{path}: line 1: column '{name}' is there {header.count(name)} times")
     line = 1 if names else 2
     types = {name: _TYPES[kind] for name, kind in columns.items()}
     found = False
@@ -128,13 +134,13 @@ def check_click(path: Path, line: int, column: str, values: pa.ChunkedArray) -> 
     """`UserError` naming file, line and column unless every value is 0 or 1."""
     good = pc.fill_null(pc.is_in(values, value_set=pa.array([0, 1], values.type)), False)
     if not pc.all(good, min_count=0).as_py():
-        row = int(np.argmin(good.to_numpy(zero_copy_only=False)))
+        row = int(np.argmin(np.asarray(good)))
         raise UserError(f"{path}: line {line + row}: column '{column}' is {values[row].as_py()}, expected 0 or 1")
 
 
 def check_unique(path: Path, column: str, values: pa.ChunkedArray) -> None:
     """`UserError` naming the first value that is there twice, and its line (a header line is assumed)."""
-    array = values.to_numpy(zero_copy_only=False)
+    array = np.asarray(values)
     _, first = np.unique(array, return_index=True)
     if len(first) != len(array):
         row = int(np.setdiff1d(np.arange(len(array)), first)[0])
@@ -153,6 +159,8 @@ def _first_line(error: Exception) -> str:
 
 def _header(path: Path, separator: str) -> list[str]:
     for line in open_lines(path):
+        if not line.replace("\t", "").isprintable():
+            raise UserError(f"{path}: line 1: expected a header, got {line[:60]!r}")
         return [name.strip().strip('"') for name in line.split(separator)]
     raise UserError(f"{path}: the file is empty")
 
@@ -162,7 +170,10 @@ def _parts(path, header, types, separator, *, skip, quote) -> Iterator[pa.Table]
         reader = pyarrow.csv.open_csv(
             stream,
             read_options=pyarrow.csv.ReadOptions(column_names=list(header), skip_rows=skip, block_size=1 << 24),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=separator, quote_char='"' if quote else False),
+            # Blank lines count, as lines that are too short: dropped ones would put the numbers of all others wrong.
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=separator, quote_char='"' if quote else False, ignore_empty_lines=False
+            ),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=types, include_columns=list(types), null_values=list(NULLS), strings_can_be_null=True
             ),
@@ -172,25 +183,31 @@ def _parts(path, header, types, separator, *, skip, quote) -> Iterator[pa.Table]
 
 
 def _explain(path, header, columns, separator, line, quote, error) -> UserError:
-    """Find the line that made Arrow stop: read once more as text, slowly."""
-    text = dict.fromkeys(columns, pa.string())
-    start = 1 if line == 1 else 2
+    """What is wrong with the first bad row from `line` on: read once more as text, slowly."""
+    lines = islice(open_lines(path), line - 1, None)
+    rows = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE)
     try:
-        at = start
-        for table in _parts(path, header, text, separator, skip=start - 1, quote=quote):
+        for row in (found or [""] for found in rows):  # a blank line has one value, an empty one
+            where = f"{path}: line {line - 1 + rows.line_num}"
+            if len(row) != len(header):
+                return UserError(f"{where}: {len(row)} values, expected {len(header)}")
             for name, kind in columns.items():
-                for row, value in enumerate(table[name].to_pylist()):
-                    if value is not None and not _fits(value, kind):
-                        return UserError(f"{path}: line {at + row}: column '{name}' is '{value}', expected {kind}")
-            at += table.num_rows
-    except pa.ArrowInvalid as again:
-        error = again
-    return UserError(f"{path}: {_first_line(error)}")
+                value = row[header.index(name)]
+                if value not in NULLS and not _FITS[kind](value):
+                    return UserError(f"{where}: column '{name}' is {value[:60]!r}, expected {kind}")
+    except (UserError, csv.Error) as found:
+        return found if isinstance(found, UserError) else UserError(f"{path}: {found}")
+    return UserError(f"{path}: {_first_line(error) if rows.line_num else 'the file has no rows'}")
 
 
-def _fits(value: str, kind: str) -> bool:
-    try:
-        {"int64": int, "float64": float, "string": str}[kind](value)
-    except ValueError:
-        return False
-    return kind != "int64" or -(2**63) <= int(value) < 2**63
+def _is_int64(text: str) -> bool:
+    return bool(re.fullmatch(r"\s*-?\d{1,19}\s*", text)) and -(2**63) <= int(text) < 2**63
+
+
+def _is_float64(text: str) -> bool:
+    with suppress(ValueError):
+        return "_" not in text and isinstance(float(text), float)
+    return False
+
+
+_FITS = {"int64": _is_int64, "float64": _is_float64, "string": lambda text: True}

@@ -139,9 +139,10 @@ def draw_negatives(
     """
     items, position = np.unique(np.concatenate(sequences), return_inverse=True)
     own = np.split(position, np.cumsum([len(s) for s in sequences])[:-1])
-    longest = max(map(len, sequences))
-    if len(items) < longest + count:
-        raise UserError(f"{count} negatives asked for, but there are {len(items)} items and a user had {longest}")
+    if len(items) < max(map(len, own)) + count:  # else no need to count how many of them are different
+        most = max(len(np.unique(p)) for p in own)
+        if len(items) < most + count:
+            raise UserError(f"{count} negatives asked for, but there are {len(items)} items and a user had {most}")
     weight = np.ones(len(items))
     if how == "popularity":
         np.add.at(weight, np.concatenate([p[:-2] for p in own]), 1.0)

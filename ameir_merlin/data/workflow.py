@@ -31,6 +31,7 @@ with warnings.catch_warnings():
 
     from ameir_merlin.data.ops import MISSING, Encode, KeepLast, Pad, PadList, Scale, SplitTokens, Tokens
 
+from ameir_merlin.checksums import WRITTEN
 from ameir_merlin.data.dataset import NEGATIVES, SEEN, USER, Dataset, Split
 from ameir_merlin.data.statistics import count
 from ameir_merlin.files import atomic_file, read_json
@@ -55,7 +56,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     if not pa.types.is_list(kind):
         return column
     whole = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], kind)
-    lengths = pc.fill_null(pc.list_value_length(whole), 0).to_numpy(zero_copy_only=False)
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(whole), 0))
     values = whole.flatten()  # without what null lists hide
     if (lengths == 0).any():
         filled = np.maximum(lengths, 1)
@@ -258,7 +259,7 @@ def write_part(frame, arrow: pa.Schema, path: str, schema: FeatureSchema) -> dic
     """Write one transformed partition; its counts. May be done twice, by a worker and by the one that follows it."""
     table = _to_arrow(frame, arrow)
     with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, write_page_checksum=True)
+        pq.write_table(table, temporary, **WRITTEN)
     return count(table, schema)
 
 

@@ -165,7 +165,13 @@ class _World:
         latent = generator.normal(size=(size, rank))
         latent -= share @ latent
         covariance = (latent * share[:, None]).T @ latent
-        return latent @ np.linalg.inv(np.linalg.cholesky(covariance)).T
+        try:
+            return latent @ np.linalg.inv(np.linalg.cholesky(covariance)).T
+        except np.linalg.LinAlgError as error:
+            raise UserError(
+                f"generate alimama: among {self.users} users and {self.ads} ads '{name}' has too few different values "
+                "for the planted rule; expected more users"
+            ) from error
 
     def parts(self, impressions: int, behaviours: int) -> Iterator[_Part]:
         counts = np.random.default_rng([self.seed, 1]).multinomial(impressions, self.activity)
