@@ -22,6 +22,7 @@ from ameir_merlin.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+WITH_A_SERVER = "serving.md"  # test_docs_serving.py runs it whole
 SHELL = ("console", "sh", "bash", "shell")
 # Modules with examples; those whose examples need data or a server are marked "+SKIP" there.
 WITH_EXAMPLES = sorted(
@@ -74,7 +75,7 @@ def test_the_example_of_a_run(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "three" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != WITH_A_SERVER], ids=lambda page: page.name)
 def test_examples_of_pages(page, tmp_path):
     """The Python blocks of a page, one after the other, beside the checkout's files."""
     (tmp_path / "workflows").symlink_to(ROOT / "workflows")

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from serve_fixtures import CLICK, click_model, click_rows, click_schema, offline, write_preprocess
 
+from ameir_merlin.errors import UserError
 from ameir_merlin.serve.control import python_processes
 from ameir_merlin.serve.repository import export
 from ameir_merlin.serve.settings import ExportSettings
@@ -51,6 +52,16 @@ def test_what_a_user_can_mend_is_one_line(tmp_path):
     _, errors = (process := start(tmp_path / "nothing")).communicate(timeout=30)
     assert process.returncode == 2
     assert errors == f"error: {tmp_path / 'nothing'}: no such model repository\n"
+
+
+def test_the_old_triton_of_the_wheel_is_not_opened_in_silence(repository, caplog):
+    """192.0.2.1 is nobody's address: the server does not start, but the warning comes before."""
+    with (
+        pytest.raises(UserError, match=r"cannot listen on '192\.0\.2\.1'"),
+        running_server(repository, host="192.0.2.1"),
+    ):
+        pass
+    assert "CVE-2025-23310" in caplog.text
 
 
 def test_starting_a_server_needs_the_standard_library_alone():

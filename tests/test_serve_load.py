@@ -3,6 +3,7 @@
 The same checks as `benchmarks.load`, with smaller counts.
 """
 
+import fcntl
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from ameir_merlin.serve.repository import export
 from ameir_merlin.serve.rows import as_table, encode
 from ameir_merlin.serve.settings import ExportSettings
 from ameir_merlin.serve.swap import swap
-from ameir_merlin.serve.triton import running_server
+from ameir_merlin.serve.triton import running_server, server_of
 from benchmarks.load import (
     Checkers,
     malformed,
@@ -78,6 +79,45 @@ def test_a_swap_that_fails_leaves_the_old_version(world, tmp_path):
     manifest.verify(folder / "live")
     with Client(server.grpc) as client:
         assert abs(client.score(rows) - expected["v1"]).max() <= 1e-5
+
+
+def test_other_columns_or_answers_are_not_swapped_in(world, tmp_path):
+    """Each request of today's clients would fail."""
+    server, folder, rows, expected = world
+    settings = ExportSettings(version=3, response_dtype="float64", warm_up=())
+    export(click_model(), folder / "source", click_schema(), tmp_path / "v3", settings)
+    with pytest.raises(UserError, match=r"other columns .*'output score TYPE_FP32 \[-1, 1\]'"):
+        swap(server, folder / "live", tmp_path / "v3")
+    with Client(server.grpc) as client:
+        assert abs(client.score(rows) - expected["v1"]).max() <= 1e-5
+
+
+def test_one_swap_at_a_time(world):
+    server, folder, *_ = world
+    descriptor = os.open(folder / "live", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="live: another swap is under way"):
+        swap(server, folder / "live", folder / "v2")
+    os.close(descriptor)
+
+
+def test_a_server_is_found_by_its_folder_alone_by_its_owner(world, tmp_path, monkeypatch):
+    server, folder, *_ = world
+    assert server_of(folder / "live") == server
+    assert server.log.parent.stat().st_mode & 0o777 == 0o700  # its key lies there
+    with pytest.raises(UserError, match="v2: no server of yours runs on it"):
+        server_of(folder / "v2")
+    # What somebody else put there, and what a killed one left.
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    planted = shutil.copytree(server.log.parent, tmp_path / "ameir-triton-x", symlinks=True)
+    assert server_of(folder / "live") == server
+    note = planted / "server.json"
+    note.write_text(note.read_text().replace(server.key, "another"))
+    with pytest.raises(UserError, match="no server of yours"):
+        server_of(folder / "live")
+    note.write_text("{")
+    with pytest.raises(UserError, match="no server of yours"):
+        server_of(folder / "live")
 
 
 def test_the_repository_api_is_closed_to_others(world):

@@ -71,6 +71,60 @@ def test_the_served_workflow_prepares_the_same(world):
             np.testing.assert_allclose(scores[:, 0].numpy(), expected[chosen], atol=1e-5)
 
 
+LIBTORCH = """
+from pathlib import Path
+
+import torch
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.program = torch.jit.load(Path(__file__).parent / "model.pt")
+
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            columns = {tensor.name(): torch.from_numpy(tensor.as_numpy()) for tensor in request.inputs()}
+            with torch.inference_mode():
+                score = pb_utils.Tensor("score", self.program(columns).numpy())
+            answers.append(pb_utils.InferenceResponse([score]))
+        return answers
+"""
+
+
+@pytest.mark.timeout(300)
+def test_the_whole_ensemble_scores_raw_rows(world):
+    """Merlin's executor, its workflow model and the program, in a real server, in batches of 1, 2, 63 and 1,024.
+
+    All as exported but for one thing: the wheel's server has no PyTorch backend, so the program is run by torch in the
+    Python backend, with the same inputs and outputs.
+    """
+    folder, schema, model = world
+    whole = shutil.copytree(folder / "ensemble", folder / "whole")
+    step = whole / "1_predictpytorchtriton"
+    config = step / "config.pbtxt"
+    text = config.read_text()
+    assert 'backend: "pytorch"' in text
+    config.write_text(
+        text.replace('backend: "pytorch"', 'backend: "python"').replace('platform: "pytorch_libtorch"\n', "")
+    )
+    (step / "1" / "model.py").write_text(LIBTORCH)
+    raw = pq.read_table(folder / "data/raw_test.parquet")
+    expected = offline_scores(model, ResidentData(folder / "data/test", schema), raw.num_rows)
+    rows = [i for i, row in enumerate(raw.to_pylist()) if None not in row.values()]
+    assert np.ptp(expected[rows]) > 1e-3  # else equal scores would prove nothing
+    with running_server(options=[f"--model-repository={whole}"], timeout=200) as server:
+        for protocol, address in (("grpc", server.grpc), ("http", server.http)):
+            with Client(address, protocol=protocol, model="executor_model", timeout=60) as client:
+                for size in (1, 2, 63, 1024):
+                    chosen = np.resize(rows, size)
+                    table = as_table(raw.take(chosen), client.inputs)
+                    score = client.infer(encode(table, client.inputs))["score"]
+                    assert score.shape == (size, 1)
+                    np.testing.assert_allclose(score[:, 0], expected[chosen], atol=1e-5)
+
+
 def test_nothing_else_is_overwritten(world, tmp_path):
     _, schema, model = world
     (tmp_path / "thesis.tex").touch()

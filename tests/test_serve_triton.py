@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import psutil
 import pytest
 import torch
+from google.protobuf import text_format
 from serve_fixtures import (
     CATALOGUE,
     CLICK,
@@ -30,6 +32,7 @@ from serve_fixtures import (
     retrieval_schema,
     write_preprocess,
 )
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.models import build
@@ -39,6 +42,7 @@ from ameir_merlin.serve.client import Client
 from ameir_merlin.serve.engines import load_engine
 from ameir_merlin.serve.formats import example
 from ameir_merlin.serve.network import save_network
+from ameir_merlin.serve.preprocess import Preprocessor
 from ameir_merlin.serve.repository import export
 from ameir_merlin.serve.rows import as_table, encode
 from ameir_merlin.serve.scoring import Scorer
@@ -47,6 +51,7 @@ from ameir_merlin.serve.triton import running_server
 
 ROWS = 1024
 ENGINES = {"onnx": "onnxruntime", "script": "torchscript", "eager": "torch"}
+SHOPS = {"shop": "auto", "script_shop": "torchscript", "eager_shop": "torch"}
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +68,10 @@ def world(tmp_path_factory):
     torch.manual_seed(3)
     din = build("din", click_schema()).eval()
     export(din, clicks, click_schema(), folder / "din", settings)
-    export(retrieval_model(), items, retrieval_schema(), folder / "shop", ExportSettings(name="shop", top_k=5))
-    with running_server(*(folder / name for name in (*ENGINES, "din", "shop"))) as server:
+    for name, engine in SHOPS.items():
+        settings = ExportSettings(name=name, engine=engine, top_k=5)
+        export(retrieval_model(), items, retrieval_schema(), folder / name, settings)
+    with running_server(*(folder / name for name in (*ENGINES, "din", *SHOPS))) as server:
         yield server, folder
 
 
@@ -125,13 +132,14 @@ def test_one_row_keeps_its_axis(world, rows, protocol):
         assert client.score(table.slice(0, 1)).shape == (1,)
 
 
-@pytest.mark.parametrize("size", [1, 2, 63, 300])
-def test_retrieval_answers_raw_ids(world, size):
+@pytest.mark.parametrize("size", [1, 2, 63, 1024])
+@pytest.mark.parametrize("name", SHOPS)
+def test_retrieval_answers_raw_ids(world, name, size):
     rows = retrieval_rows(size, seed=size)
     with torch.no_grad():
         output = retrieval_model()(batch_of(Reference(RETRIEVAL).prepared(rows), retrieval_schema()))
         scores = (output.query @ output.items.T).numpy()
-    with Client(world[0].grpc, model="shop") as client:
+    with Client(world[0].grpc, model=name) as client:
         items, best = client.recommend(rows, batch_size=size)
     assert items.shape == best.shape == (size, 5)
     for row, history in enumerate(rows["history_item"]):
@@ -314,6 +322,32 @@ def test_engines_refuse_a_pickle_unread(world, tmp_path, engine, place):
     assert not (tmp_path / "ran").exists()
 
 
+ALONE = """
+import importlib, pathlib, sys
+
+step = pathlib.Path(sys.argv[1])
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+sys.path = [str(step), *(path for path in sys.path if path and not (pathlib.Path(path) / "ameir_merlin").exists())]
+for path in sorted((step / "ameir_merlin").rglob("*.py")):
+    name = ".".join(path.relative_to(step).with_suffix("").parts).removesuffix(".__init__")
+    assert importlib.import_module(name).__file__ == str(path), name
+ours = [module for name, module in sys.modules.items() if name.split(".")[0] == "ameir_merlin"]
+assert len(ours) >= 4 and all(pathlib.Path(module.__file__).is_relative_to(step) for module in ours)
+"""
+
+
+@pytest.mark.parametrize("name", [*ENGINES, "shop"])
+def test_steps_need_no_installed_package(world, name):
+    """Each module that a step carries finds all that it imports beside it, as in an image without ameir_merlin."""
+    steps = [path.parent for path in (world[1] / name).glob("*/1/model.py")]
+    assert len(steps) == (3 if name == "shop" else 2)
+    for step in steps:
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", ALONE, str(step)], cwd="/", capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
 def test_nothing_in_a_repository_is_pickled(world):
     for file in world[1].rglob("*"):
         if file.is_file() and file.suffix != ".pt":
@@ -352,6 +386,97 @@ def test_formats_for_other_backends(world, tmp_path):
     export(click_model(), world[1] / "clicks", click_schema(), tmp_path / "onnx", ExportSettings(format="onnx"))
     assert 'platform: "onnxruntime_onnx"' in (tmp_path / "onnx/ameir_model/config.pbtxt").read_text()
     assert (tmp_path / "onnx/ameir_model/1/model.onnx").is_file()
+
+
+SIZES = (1, 2, 63, 1024)
+TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32", "tensor(double)": "TYPE_FP64"}
+
+
+def configurations(repository):
+    """config.pbtxt of each model, read by Triton's own schema."""
+    found = {}
+    for path in repository.glob("*/config.pbtxt"):
+        found[path.parent.name] = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+        assert found[path.parent.name].name == path.parent.name
+    return found
+
+
+@pytest.mark.parametrize("task", ["click", "retrieval"])
+@pytest.mark.parametrize("form", ["torchscript", "onnx"])
+def test_formats_for_other_backends_answer_as_the_model_does(world, tmp_path, form, task):
+    """The wheel's server has neither backend: what they would load is run by its own library, on raw rows."""
+    click = task == "click"
+    model, schema = (click_model(), click_schema()) if click else (retrieval_model(), retrieval_schema())
+    about, source = (CLICK, "clicks") if click else (RETRIEVAL, "items")
+    kind = "float64" if click else "float32"
+    settings = ExportSettings(format=form, response_dtype=kind)
+    to = export(model, world[1] / source, schema, tmp_path / "to", settings)
+    preprocessor = Preprocessor(to / "ameir_preprocess" / "1" / "tables")
+    step, folder = configurations(to)["ameir_model"], to / "ameir_model" / "1"
+    inputs = [(entry.name, DataType.Name(entry.data_type), list(entry.dims)) for entry in step.input]
+    if form == "torchscript":
+        program = torch.jit.load(folder / "model.pt")
+        assert [name.rpartition("__")[2] for name, *_ in inputs] == [str(i) for i in range(len(inputs))]
+        assert len(list(program.graph.inputs())) == 1 + len(inputs)  # and the module itself
+
+        def answer(*given):
+            with torch.no_grad():
+                return program(*map(torch.from_numpy, given)).numpy()
+    else:
+        session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        assert [(i.name, TYPES[i.type], i.shape[1:]) for i in session.get_inputs()] == inputs
+        (output,) = session.get_outputs()
+        assert (output.name, TYPES[output.type]) == (step.output[0].name, DataType.Name(step.output[0].data_type))
+
+        def answer(*given):
+            return session.run(None, dict(zip((name for name, *_ in inputs), given)))[0]
+
+    for size in SIZES:
+        rows = click_rows(size, seed=size) if click else retrieval_rows(size, seed=size)
+        arrays = preprocessor.transform(encode(as_table(rows, preprocessor.inputs), preprocessor.inputs))
+        with torch.no_grad():
+            output = model(batch_of(Reference(about).prepared(rows), schema))
+            expected = torch.sigmoid(output.logits)[:, None].numpy() if click else output.query.numpy()
+        got = answer(*(part for part in arrays if part.shape[1]))
+        assert (got.shape, got.dtype) == (expected.shape, np.dtype(kind))
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["python", "torchscript", "onnx"])
+def test_steps_fit_each_other(world, tmp_path, form):
+    """What Triton checks when it loads an ensemble, where there is a server with the backends."""
+    for source, model, schema in (
+        ("clicks", click_model(), click_schema()),
+        ("items", retrieval_model(), retrieval_schema()),
+    ):
+        found = configurations(
+            export(model, world[1] / source, schema, tmp_path / source, ExportSettings(format=form, warm_up=(1,)))
+        )
+        ensemble = found.pop("ameir")
+        tensors = {entry.name: (entry.data_type, tuple(entry.dims)) for entry in ensemble.input}
+        assert [step.model_name for step in ensemble.ensemble_scheduling.step] == sorted(
+            found, key=["ameir_preprocess", "ameir_model", "ameir_top_k"].index
+        )
+        for step in ensemble.ensemble_scheduling.step:
+            model_config = found[step.model_name]
+            rows = (-1,) if model_config.max_batch_size else ()  # the batch axis goes without saying there
+            assert set(step.input_map) == {entry.name for entry in model_config.input}
+            for entry in model_config.input:
+                assert tensors[step.input_map[entry.name]] == (entry.data_type, (*rows, *entry.dims))
+            for entry in model_config.output:
+                if entry.name in step.output_map:
+                    tensors[step.output_map[entry.name]] = entry.data_type, (*rows, *entry.dims)
+            for warm_up in model_config.model_warmup:
+                assert set(warm_up.inputs) == set(step.input_map)
+        for entry in ensemble.output:
+            assert tensors[entry.name] == (entry.data_type, tuple(entry.dims))
+
+
+def test_a_server_without_the_backend_says_so(world, tmp_path):
+    settings = ExportSettings(name="elsewhere", format="onnx", warm_up=())
+    export(click_model(), world[1] / "clicks", click_schema(), tmp_path / "to", settings)
+    with pytest.raises(UserError, match=r"elsewhere_model.*onnxruntime"), running_server(tmp_path / "to"):
+        pass
 
 
 def test_export_writes_whole_folders_and_touches_nothing_else(world, tmp_path):

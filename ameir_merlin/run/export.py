@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.run.folder import RunFolder
 
+if TYPE_CHECKING:
+    from ameir_merlin.serve.settings import ExportSettings
+
 Flavour = Literal["compiled", "merlin"]
 
 
-def export_to(run: RunFolder, to: str | Path, flavour: Flavour = "compiled") -> Path:
+def export_to(
+    run: RunFolder, to: str | Path, flavour: Flavour = "compiled", settings: ExportSettings | None = None
+) -> Path:
     """Write the model of `run`, trained, to the folder `to`, for Triton; returns `to`.
 
-    "compiled": preprocessing as arrays, as the stage `export` writes it. "merlin": the stock ensemble of Merlin
-    Systems for clicks, with NVTabular's workflow as a pickle; a warning says so.
+    "compiled": preprocessing as arrays, as the stage `export` writes it, with `settings` or else `[export]` of the
+    run's configuration. "merlin": the stock ensemble of Merlin Systems for clicks, with NVTabular's workflow as a
+    pickle; a warning says so.
     """
     from ameir_merlin.models import store
     from ameir_merlin.serve.repository import export
@@ -27,7 +33,7 @@ def export_to(run: RunFolder, to: str | Path, flavour: Flavour = "compiled") -> 
         raise UserError(f"{run.path}: 'export' needs 'train', which is not finished")
     model = store.load(run.path)
     if flavour == "compiled":
-        return export(model, run.data / "preprocess", model.schema, to, run.config.export)
+        return export(model, run.data / "preprocess", model.schema, to, settings or run.config.export)
     if model.schema.label.task != "click":
         raise UserError("export: the merlin flavour answers clicks only; use the compiled flavour for retrieval")
     from ameir_merlin.data.workflow import Preparation

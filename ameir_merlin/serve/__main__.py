@@ -33,13 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"serving at {server}", flush=True)
             while server.alive():
                 time.sleep(1.0)
+            print(f"error: the server ended by itself; {server.last_words()}", file=sys.stderr)
+            return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 0
-    print("error: the server ended by itself", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

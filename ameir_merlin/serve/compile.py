@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ameir_merlin.checksums import CHECKED
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import read_json, write_json
 from ameir_merlin.schema import FIRST_ID, FeatureSchema, Field
@@ -145,9 +146,7 @@ def _vocabulary(source: Path, entry: dict[str, Any], cardinality: int, to: Path,
     if not path.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{path}: lies outside of {source}")
     try:
-        column = (
-            pq.read_table(path, columns=["value"], page_checksum_verification=True).column("value").combine_chunks()
-        )
+        column = pq.read_table(path, columns=["value"], **CHECKED).column("value").combine_chunks()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (pa.ArrowException, OSError) as error:

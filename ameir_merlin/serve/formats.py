@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from ameir_merlin.schema import NULL, PADDING
 from ameir_merlin.serve.scoring import Scorer
 
 TOLERANCE = 1e-5
+# The exporter that traces, which later torch has to be asked for.
+_TRACING: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
 
 
 def example(scorer: Scorer, rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -92,7 +96,7 @@ def write_onnx(scorer: Scorer, path: Path, output: str) -> None:
                 output_names=[output],
                 dynamic_axes={name: {0: "rows"} for name in (*names, output)},
                 opset_version=17,
-                dynamo=False,
+                **_TRACING,
             )
         except (RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[0]

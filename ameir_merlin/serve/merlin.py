@@ -66,8 +66,28 @@ def export_merlin(model: nn.Module, workflow: Any, schema: FeatureSchema, to: st
         steps = workflow.input_schema.column_names >> TransformWorkflow(workflow)
         steps = steps >> PredictPyTorch(script, workflow.output_schema, score)
         with atomic_folder(to) as folder:
-            Ensemble(steps, workflow.input_schema).export(str(folder))
+            ensemble = Ensemble(steps, workflow.input_schema)
+            ensemble.export(str(folder))
+            _let_strings_through(ensemble, folder)
     return to
+
+
+def _let_strings_through(ensemble: Any, folder: Path) -> None:
+    """Save the exported `ensemble` again with string columns that its executor passes on as they came.
+
+    Merlin Systems 23.8 casts them to numpy's "str", which Triton's Python backend refuses, so that each request to
+    `executor_model` fails. A column of dtype "object" it leaves alone. (Its pull request 345 is about the same.)
+    """
+    import merlin.dtypes as md
+    from merlin.dag import postorder_iter_nodes
+    from merlin.schema import Schema
+    from merlin.systems.dag.runtimes.triton.ops.workflow import TransformWorkflowTriton
+
+    for node in postorder_iter_nodes(ensemble.graph.output_node, flatten_subgraphs=True):
+        if isinstance(node.op, TransformWorkflowTriton):
+            columns = node.op.input_schema.column_schemas.values()
+            node.op.input_schema = Schema([c.with_dtype(md.object_) if c.dtype == md.string else c for c in columns])
+    ensemble.save(str(folder / "executor_model" / "1" / "ensemble"))
 
 
 def trace(model: nn.Module, schema: FeatureSchema) -> torch.jit.ScriptModule:

@@ -35,7 +35,10 @@ from ameir_merlin.serve.settings import ExportSettings
 _DTYPES = {"int64": "INT64", "string": "STRING", "float64": "FP64", "float32": "FP32", "float16": "FP16"}
 _PACKAGE = Path(__file__).resolve().parents[1]
 _STEP_MODULES = ("errors.py", "serve/manifest.py")
-_NETWORK = ("batch.py", "files.py", "schema.py", "serve/network.py", "serve/scoring.py", "nn", "models", "space")
+_NETWORK = (
+    *("batch.py", "files.py", "ranks.py", "schema.py", "seeds.py", "serve/network.py", "serve/scoring.py"),
+    *("nn", "models", "space"),
+)
 
 
 def export(

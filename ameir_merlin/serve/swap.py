@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import re
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ameir_merlin.errors import UserError
@@ -20,16 +25,27 @@ def swap(server: Server, live: str | Path, new: str | Path, *, drain: float = 10
     one step of Triton's: a request that came before is answered by the old version as a whole, a later one by the new.
     `drain` seconds after that, the longest that a request may take, the old steps are unloaded and removed.
 
-    new: exported with the same name and another version; left as it is.
+    new: exported with the same name, the same raw columns and answers, and another version; left as it is.
     Raises `UserError` when `new` does not fit, or does not load; the old version then goes on.
     """
     live, new = Path(live), Path(new)
+    with _alone(live):
+        _swap(server, live, new, drain)
+
+
+def _swap(server: Server, live: Path, new: Path, drain: float) -> None:
     for repository in (live, new):
         manifest.verify(repository)
     name = public_name(live)
     if public_name(new) != name:
         raise UserError(f"{new}: its model is '{public_name(new)}', but '{name}' is served")
     old, steps = _steps(live, name), _steps(new, name)
+    if lines := sorted(_interface(live / name) ^ _interface(new / name)):
+        names = " and ".join(f"'{line}'" for line in lines[:2])
+        raise UserError(
+            f"{new}: takes or returns other columns than the served one ({names}), so requests would fail; "
+            "export it under another name, and let clients change over"
+        )
     common = sorted(set(old) & set(steps))
     if common:
         raise UserError(f"{new}: has the version that is served ('{common[0]}' is in both); export it with another one")
@@ -63,6 +79,29 @@ def public_name(repository: str | Path) -> str:
 
 def _steps(repository: Path, name: str) -> list[str]:
     return sorted(p.parent.name for p in repository.glob("*/config.pbtxt") if p.parent.name != name)
+
+
+@contextlib.contextmanager
+def _alone(live: Path) -> Iterator[None]:
+    """One swap at a time."""
+    try:
+        descriptor = os.open(live, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{live}: cannot be opened ({error.strerror})") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"{live}: another swap is under way") from error
+    finally:
+        os.close(descriptor)
+
+
+def _interface(ensemble: Path) -> set[str]:
+    """Inputs and outputs as clients meet them: "input price TYPE_FP64 [-1]"."""
+    text = (ensemble / "config.pbtxt").read_text(encoding="utf-8")
+    found = re.findall(r'^(input|output) \{\s*name: "(.*)"\s*data_type: (\w+)\s*dims: (\[.*\])\s*\}', text, re.M)
+    return {" ".join(parts) for parts in found}
 
 
 def _drop(models: Repository, live: Path, steps: list[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
+import json
+import logging
 import os
 import secrets
 import shutil
@@ -15,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ameir_merlin.errors import UserError
@@ -23,6 +25,9 @@ from ameir_merlin.serve import manifest
 from ameir_merlin.serve.control import KEY, Repository, Watch
 
 _CONTAINER = Path("/opt/tritonserver")
+_FOLDER = "ameir-triton-"  # of each server that runs, among the temporary files; its owner's alone
+_NOTE = "server.json"  # in it: the repositories and the `Server`
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 # Holds the read end of a pipe; when the process that started the server dies, however, the server goes too.
 _WATCH = """
@@ -50,6 +55,25 @@ class Installation:
     backends: Path | None = None
     python_stub: Path | None = None
     libraries: tuple[Path, ...] = ()
+
+
+def server_of(repository: str | Path) -> Server:
+    """The server that this user has running on `repository`, started by whatever process.
+
+    Raises `UserError` when there is none.
+    """
+    wanted = str(Path(repository).resolve())
+    for note in sorted(Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/{_NOTE}")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if note.parent.lstat().st_uid != os.getuid():
+                continue  # anybody may put a folder of this name there
+            about = json.loads(note.read_bytes())
+            server = Server(**{**about["server"], "log": Path(about["server"]["log"])})
+            # The key is in its command line: no other process that was given the id later.
+            command = Path(f"/proc/{server.pid}/cmdline").read_bytes()
+            if wanted in about["repositories"] and server.key and server.key.encode() in command:
+                return server
+    raise UserError(f"{repository}: no server of yours runs on it; start one with 'ameir-merlin serve {repository}'")
 
 
 def find_server() -> Installation:
@@ -100,6 +124,10 @@ class Server:
         except OSError:
             return False
 
+    def last_words(self) -> str:
+        """What its log says went wrong."""
+        return _reason(self.log)
+
     def __str__(self) -> str:
         return f"http://{self.http} (gRPC {self.grpc}, metrics http://{self.metrics}/metrics)"
 
@@ -132,7 +160,13 @@ def running_server(
             raise UserError(f"{repository}: no such model repository")
         manifest.verify(repository)
     found = find_server()
-    with tempfile.TemporaryDirectory(prefix="ameir-triton-") as name:
+    if found.python_stub and host not in _LOOPBACK:
+        logging.getLogger(__name__).warning(
+            "%s: whoever reaches it can end this server: the nvidia-pytriton wheel's Triton is older than the fixes of "
+            "2025 (CVE-2025-23310 and others); serve others from a current NGC image",
+            host,
+        )
+    with tempfile.TemporaryDirectory(prefix=_FOLDER) as name:
         folder = Path(name)
         log = folder / "triton.log"
         chosen = [port or free for port, free in zip(ports, _free_ports(host))]
@@ -150,8 +184,11 @@ def running_server(
             local = f"{_reachable(host)}:{chosen[0]}"
             revive = Watch(process.pid, Repository(local, key))
             revive.start()
+            server = Server(addresses[0], addresses[1], addresses[2], process.pid, log, key)
+            about = {"repositories": [str(path.resolve()) for path in folders], "server": asdict(server)}
+            (folder / _NOTE).write_text(json.dumps(about, default=str), encoding="utf-8")
             try:
-                yield Server(addresses[0], addresses[1], addresses[2], process.pid, log, key)
+                yield server
             finally:
                 revive.stop()
         finally:
@@ -252,11 +289,15 @@ def _wait_ready(process: subprocess.Popen, host: str, port: int, timeout: float,
 
 
 def _reason(log: Path) -> str:
-    """What went wrong, out of a server's log: our own error if there is one, else the last error line."""
+    """What went wrong, out of a server's log: our own error, else the model that does not load, else the last error."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     for line in lines:
         if "UserError: " in line:
             return line.partition("UserError: ")[2].removesuffix('"')
+    for line in lines:
+        if '"failed to load' in line:
+            hint = "; choose export.format python, or an image that has it" if "backend library" in line else ""
+            return line.partition('"')[2].removesuffix('"').rstrip(".") + hint
     failures = [line for line in lines if line.startswith(("E1", "E0")) or "error:" in line.lower()]
     return (failures or lines or ["its log is empty"])[-1]
 
