@@ -77,12 +77,18 @@ class Output:
     query: float32 `[B, K]` (or `[B, T, K]` where a causal model answers at each position), W h^c of Eqn. 7.
     items: float32 `[V, K]`, the item embedding table that `query` is scored against; None for clicks.
     auxiliary: a scalar loss to add to the objective (DIEN's), or None.
+    rows: int64 `[b]`, which rows of the batch these are, where it is shared out over processes; None for all.
     """
 
     logits: Tensor | None = None
     query: Tensor | None = None
     items: Tensor | None = None
     auxiliary: Tensor | None = None
+    rows: Tensor | None = None
+
+    def own(self, of_all: Tensor) -> Tensor:
+        """What belongs to the rows that are answered, of something `[B, ...]` for all of the batch."""
+        return of_all if self.rows is None else of_all[self.rows]
 
     def clicks(self) -> Tensor:
         """`logits`; only of a model for clicks."""

@@ -17,10 +17,12 @@ from typer.core import TyperGroup
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import disk_error
+from ameir_merlin.ranks import launched
 
 if TYPE_CHECKING:
     from ameir_merlin.run import Run
 
+SEVERAL = ("run", "search", "train")  # what torchrun may start as several processes
 EXIT_USER, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
 
 
@@ -33,6 +35,7 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            _refuse_several(*sys.argv[1:2])
             return super().invoke(ctx)
         except UserError as error:
             print("error:", " ".join(line.strip() for line in str(error).splitlines()), file=sys.stderr)
@@ -200,24 +203,35 @@ def evaluate(run: RunPath, again: Again = False, device: Device = "", json_: Jso
     _last_line("evaluate", metrics["splits"]["test"], {"metrics": metrics}, json_)
 
 
-@app.command(epilog="Example: ameir-merlin export runs/ml --to models/ml --flavour compiled")
+@app.command(epilog="Example: ameir-merlin export runs/ml --to models/v2 --flavour compiled --set export.version=2")
 def export(
     run: RunPath,
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Elsewhere than RUN/triton.")] = None,
     flavour: Annotated[
         str, typer.Option(metavar="FLAVOUR", help="compiled, or merlin: the stock ensemble, with its pickle.")
     ] = "compiled",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --to: other than the run's [export]; repeatable."),
+    ] = None,
     again: Again = False,
     device: Device = "",
 ) -> None:
     """Fifth stage: the model with its preprocessing as a Triton model repository."""
     if to is None and flavour != "compiled":
         raise UserError(f"--flavour {flavour} needs --to DIR: RUN/triton is compiled")
+    if set_ and (to is None or flavour != "compiled"):
+        raise UserError(f"--set {set_[0]}: needs --to DIR and the compiled flavour; RUN/triton is as config.toml says")
+    if wrong := [text for text in set_ or [] if not text.strip().startswith("export.")]:
+        raise UserError(f"--set {wrong[0]}: expected a key of [export], for example export.version=2")
     if to is not None:
+        from ameir_merlin.config import load_config
         from ameir_merlin.run import RunFolder
         from ameir_merlin.run.export import export_to
 
-        print(f"model repository: {export_to(RunFolder.open(run), to, flavour)}")  # type: ignore[arg-type]
+        folder = RunFolder.open(run)
+        settings = load_config(folder.path / "config.toml", set_ or [], definition=False).export
+        print(f"model repository: {export_to(folder, to, flavour, settings)}")  # type: ignore[arg-type]
         return
     with _resume(run, "export", again, device) as begun:
         print(f"model repository: {begun.export()}")
@@ -241,7 +255,7 @@ def report(run: RunPath) -> None:
 
 @app.command(epilog="Example: ameir-merlin serve runs/ml --http-port 8000 --grpc-port 8001")
 def serve(
-    run: RunPath,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one that export --to wrote.")],
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but loopback opens it to the network.")
     ] = "127.0.0.1",
@@ -250,20 +264,39 @@ def serve(
     metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
 ) -> None:
     """Serve the exported model until Ctrl-C."""
-    from ameir_merlin.run import RunFolder
     from ameir_merlin.serve.triton import running_server
 
-    folder = RunFolder.open(run)
-    if not folder.finished("export"):
-        raise UserError(f"{run}: 'serve' needs 'export', which is not finished")
-    with running_server(folder.triton, host=host, ports=(http_port, grpc_port, metrics_port)) as server:
-        print(f"serving {folder.triton} at {server}; Ctrl-C stops it", flush=True)
+    repository = run if (run / "manifest.json").is_file() else _exported_by(run)
+    with running_server(repository, host=host, ports=(http_port, grpc_port, metrics_port)) as server:
+        print(f"serving {repository} at {server}; log {server.log}; Ctrl-C stops it", flush=True)
         try:
-            while _alive(server.pid):
+            while server.alive():
                 time.sleep(1)
         except KeyboardInterrupt:
             return
-    raise UserError(f"{run}: the server ended by itself")
+        raise UserError(f"{run}: the server ended by itself; {server.last_words()}")
+
+
+@app.command(epilog="Example: ameir-merlin swap models/live models/v2 --drain 10")
+def swap(
+    live: Annotated[Path, typer.Argument(metavar="LIVE", help="The folder that a server of yours runs on.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The next version, exported with another export.version.")],
+    drain: Annotated[float, typer.Option(min=0, help="Seconds that a request to the old version may take.")] = 10.0,
+) -> None:
+    """Replace the model that `serve` answers with by NEW, while requests come in.
+
+    Each request is answered by one version as a whole. LIVE then holds NEW's model. If NEW does not load, LIVE goes on.
+    """
+    from ameir_merlin.serve.swap import swap as swap_model
+    from ameir_merlin.serve.triton import server_of
+
+    if any((folder / "config.toml").is_file() for folder in (live, live.absolute().parent)):
+        raise UserError(
+            f"{live}: a run keeps the model that it found; serve and swap a folder that 'export --to' wrote"
+        )
+    server = server_of(live)
+    swap_model(server, live, new, drain=drain)
+    print(f"{live} now answers with the model of {new} at {server}")
 
 
 @app.command(epilog="Example: ameir-merlin baseline din workflows/movielens.toml --data ml-100k --out runs/ml")
@@ -358,18 +391,25 @@ def _resume(path: Path, stage: str = "", again: bool = False, device: str = "") 
     return resumed()
 
 
+def _refuse_several(command: str = "") -> None:
+    """`UserError` for a command that several processes would do each for itself."""
+    if launched() and command not in SEVERAL:
+        raise UserError(f"{command}: under torchrun, expected one of {', '.join(SEVERAL)}")
+
+
 def _on(cluster: str) -> list[str]:
     """`--cluster` as an override of the configuration."""
     return [f"data.cluster={json.dumps(cluster)}"] if cluster else []
 
 
-def _alive(pid: int) -> bool:
-    import psutil
+def _exported_by(run: Path) -> Path:
+    """The repository of a run."""
+    from ameir_merlin.run import RunFolder
 
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    folder = RunFolder.open(run)
+    if not folder.finished("export"):
+        raise UserError(f"{run}: 'serve' needs 'export', which is not finished")
+    return folder.triton
 
 
 def _generate(name: str, folder: Path, sizes: dict[str, int], progress: Any) -> None:

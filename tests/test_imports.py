@@ -31,7 +31,7 @@ DOORS = {
     "pandas": {"data/ops.py", "data/workflow.py", "data/loader.py"},
     "cudf": {"data/ops.py", "data/workflow.py", "data/loader.py"},
     "cupy": {"data/ops.py"},
-    "lightning": set(),
+    "lightning": {"run/launch.py"},
     "tritonclient": {"serve/client.py"},
     "pytriton": set(),
     "triton_python_backend_utils": {f"serve/backends/{name}.py" for name in ("model", "preprocess", "top_k")},
@@ -70,7 +70,7 @@ def test_plain_types_load_the_standard_library_alone(nothing):
 
 
 def test_nets_training_and_search_load_torch_and_arrays_alone(nothing):
-    modules = below("batch", "nn", "models", "train", "search", "data.parquet")
+    modules = below("batch", "ranks", "nn", "models", "train", "search", "data.parquet")
     assert len(modules) > 60
     found = loaded(modules) - nothing
     assert {"torch", "numpy", "pyarrow"} <= found

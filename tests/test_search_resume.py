@@ -15,6 +15,7 @@ import pytest
 import torch
 from core_cases import CLICKS, FIELDS, ITEMS, LENGTH, SCHEMA, rows_of, settings
 
+from ameir_merlin.batch import BatchSource
 from ameir_merlin.errors import UserError
 from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.schema import FeatureSchema
@@ -90,7 +91,19 @@ def outcome(problem) -> dict:
         "finalists": without_seconds(rows),
         "records": records,
         "weights": {name: tensor.tolist() for name, tensor in model.state_dict().items()},
+        "scores": scores(model, problem.valid),
     }
+
+
+@torch.no_grad()
+def scores(model: torch.nn.Module, rows: BatchSource) -> list[list[float]]:
+    """Click logits, or the scores of all items, of each batch."""
+    model.eval()
+    made = []
+    for batch in rows.batches(16):
+        out = model(batch)
+        made.append((out.logits if out.items is None else out.query @ out.items.T).flatten().tolist())
+    return made
 
 
 def without_seconds(value):

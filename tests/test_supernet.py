@@ -90,7 +90,9 @@ def test_step1_retrieval(space, schema, mlp):
     agree(schema, net, 50, random.Random(2))
 
 
-@pytest.mark.parametrize("extras", [{"positions": True}, {"final_norm": True}, {"positions": True, "final_norm": True}])
+@pytest.mark.parametrize(
+    "extras", [{"positions": True}, {"final_norm": True, "readout": "last"}, {"positions": True, "final_norm": True}]
+)
 def test_step1_with_extras(extras):
     net = supernet_of(ITEMS, space_of(ITEMS, "ameir-causal", blocks=2).step1(()), **extras)
     agree(ITEMS, net, 25, random.Random(3))

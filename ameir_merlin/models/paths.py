@@ -45,6 +45,11 @@ class Paths:
 
         return self._each(batch, path)
 
+    def part(self, rows: int, number: int, of: int) -> tuple[Paths, Tensor] | None:
+        """Part `number` of `of` takes its share of each path's rows; see `train.shared`."""
+        index = _columns(len(self.architectures), rows // len(self.architectures), number, of)
+        return None if index is None else (self, index)
+
     def every_position(self, batch: Batch) -> Output:
         """See `Ameir.every_position`."""
         return self._each(batch, self.supernet.answer_every_position)
@@ -58,6 +63,14 @@ class Paths:
                 part = slice(int(rows[0]), int(rows[-1]) + 1)
                 outputs.append(path(_rows(encoded, part), architecture))
         return _join(outputs)
+
+
+def _columns(lines: int, length: int, number: int, of: int) -> Tensor | None:
+    """Rows that stand in `lines` of `length`: part `number` of `of` of each line; None if some part had none."""
+    if length < of:
+        return None
+    rows = torch.arange(lines * length).view(lines, length)
+    return rows[:, length * number // of : length * (number + 1) // of].flatten()
 
 
 def _rows(encoded: Encoded, rows: slice) -> Encoded:
@@ -93,6 +106,15 @@ class InTurns:
     def __call__(self, batch: Batch) -> Output:
         """Logits `[B, R]`."""
         return self.supernet.in_turns(batch, self.turns)
+
+    def part(self, rows: int, number: int, of: int) -> tuple[InTurns, Tensor] | None:
+        """Part `number` of `of` takes its columns of `turns`, and the rows that stand in them; see `train.shared`."""
+        count = self.turns.shape[1]
+        index = _columns(rows // count, count, number, of)
+        if index is None:
+            return None
+        turns = self.turns[:, count * number // of : count * (number + 1) // of]
+        return InTurns(self.supernet, turns), index
 
 
 class All:

@@ -16,8 +16,9 @@ class BackboneSettings:
     block_dropout, mlp_dropout: dropout in building blocks and hidden layers, searched in {0, ..., 0.5}.
     shortcut: "se" (Eqn. 5), "fm" (the plain sum over [e^b, p^b]; AMEIR-I and Table 5) or "none".
     positions, final_norm, input_dropout: beyond the paper; see `nn.behaviour.BehaviourNet`.
-    readout: "all", Section 2.1's sum, last state and attention; "attention", beyond the paper: the target's attention
-        alone, as DIN reads behaviours out. On small data the other two let the MLP learn users by heart.
+    readout: "all", Section 2.1's sum, last state and attention; beyond the paper one of them alone: "attention" of the
+        target, as DIN reads behaviours out (on small data the other two let the MLP learn users by heart), "last", as
+        SASRec does, or "pool".
     """
 
     embedding_dim: int = 16
@@ -28,7 +29,7 @@ class BackboneSettings:
     positions: bool = False
     final_norm: bool = False
     input_dropout: float = 0.0
-    readout: Literal["all", "attention"] = "all"
+    readout: Literal["all", "pool", "last", "attention"] = "all"
 
     def __post_init__(self) -> None:
         if self.embedding_dim < 1:

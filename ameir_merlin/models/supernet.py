@@ -136,11 +136,12 @@ class Supernet(nn.Module):
         plain = all(len(layer) == 1 and layer[0].activation == "identity" for layer in self.choices.mlp)
         return bool(self.choices.mlp) and plain and not self.settings.mlp_dropout and self.settings.shortcut == "none"
 
-    def each_interaction(self, batch: Batch) -> Output:
+    def each_interaction(self, batch: Batch, part: range | None = None) -> Output:
         """Every candidate interaction on every row, one at a time: logits `[B, C]`; only where `linear` is true.
 
         Column c is what `forward` gives with the one interaction c. As no layer bends, its part of the logit is its
-        product times one vector, W_c^T W_2^T ... w, and the rest is the same for all.
+        product times one vector, W_c^T W_2^T ... w, and the rest is the same for all. part: the candidates that are
+        asked for, next to each other; None for all.
         """
         assert self.mlp is not None
         encoded = self.encode(batch)
@@ -150,8 +151,10 @@ class Supernet(nn.Module):
         back = self.output.weight[0]
         for weight in reversed(self.mlp.weights):
             back = back @ weight
-        vectors = torch.einsum("cwk,w->ck", self.mlp.interactions, back)
-        return Output(logits=rest.unsqueeze(1) + torch.einsum("bck,ck->bc", self.hadamard(encoded.embedded), vectors))
+        weights = self.mlp.interactions if part is None else self.mlp.interactions[part.start : part.stop]
+        vectors = torch.einsum("cwk,w->ck", weights, back)
+        products = self.hadamard(encoded.embedded, part)
+        return Output(logits=rest.unsqueeze(1) + torch.einsum("bck,ck->bc", products, vectors))
 
     def in_turns(self, batch: Batch, turns: Tensor) -> Output:
         """Step 2's training path: every row with R interactions, one at a time, and the decided MLP.

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ameir_merlin.nn.norm import batch_norm
+
 
 def identity(x: Tensor) -> Tensor:
     """x itself."""
@@ -44,14 +46,8 @@ class Dice(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, n]` to `[B, n]`."""
         n = x.shape[-1]
-        # A single row has no variance: it is normalised with the moving averages, as when serving.
-        normalised = F.batch_norm(
-            x,
-            self.running_mean[:n],
-            self.running_var[:n],
-            training=self.training and x.shape[0] > 1,
-            momentum=self.momentum,
-            eps=self.eps,
+        normalised = batch_norm(
+            x, self.running_mean[:n], self.running_var[:n], self.training, momentum=self.momentum, eps=self.eps
         )
         p = torch.sigmoid(normalised)
         return x * (p + (1 - p) * self.alpha[:n])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ameir_merlin.nn.block import MixedBlock
+from ameir_merlin.nn.dropout import Dropout
 from ameir_merlin.nn.readout import Readout
 from ameir_merlin.space import ZERO, Block
 
@@ -44,7 +45,7 @@ class BehaviourNet(nn.Module):
         self.readout = Readout(dim, summaries)
         self.positions = nn.Parameter(torch.empty(length, dim).uniform_(-0.05, 0.05)) if positions else None
         self.final_norm = nn.LayerNorm(dim) if final_norm else None
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = Dropout(input_dropout)
 
     def enter(self, sequence: Tensor, mask: Tensor) -> Tensor:
         """H^a_0 `[B, T, d]` as the first block sees it; zero where padded."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from ameir_merlin.nn.activation import ACTIVATIONS
+from ameir_merlin.nn.dropout import Dropout
 from ameir_merlin.nn.operations import LAYERS, NORMALIZATIONS
 from ameir_merlin.space import ZERO, Block
 
@@ -25,7 +26,7 @@ class MixedBlock(nn.Module):
         self.normalizations = nn.ModuleDict(
             {name: NORMALIZATIONS[name](dim) for name in dict.fromkeys(b.normalization for b in blocks)}
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, hidden: Tensor, mask: Tensor, target: Tensor | None, block: Block) -> Tensor:
         """`hidden [B, T, d]` (zero where `mask [B, T]` is False) to the next hidden state of the same shape."""

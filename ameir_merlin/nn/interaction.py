@@ -26,14 +26,15 @@ class Hadamard(nn.Module):
         rows = [[position[n] for n in i] + [len(position)] * (order - len(i)) for i in interactions]
         self.register_buffer("index", torch.tensor(rows, dtype=torch.int64).reshape(len(rows), order), persistent=False)
 
-    def forward(self, embedded: Tensor) -> Tensor:
-        """e^b `[B, N, K]` to p^b `[B, M, K]`."""
-        if not len(self.index):
+    def forward(self, embedded: Tensor, part: range | None = None) -> Tensor:
+        """e^b `[B, N, K]` to p^b `[B, M, K]`, or the columns `part` of it."""
+        index = self.index if part is None else self.index[part.start : part.stop]
+        if not len(index):
             return embedded[:, :0]
         ones = embedded.new_ones(embedded.shape[0], 1, embedded.shape[2])
         padded = torch.cat([embedded, ones], 1)
-        product = padded[:, self.index[:, 0]]
-        for factor in self.index.T[1:]:
+        product = padded[:, index[:, 0]]
+        for factor in index.T[1:]:
             product = product * padded[:, factor]
         return product
 

@@ -35,5 +35,6 @@ class Readout(nn.Module):
         return torch.cat(parts, 1)
 
     def every_position(self, hidden: Tensor) -> Tensor:
-        """The same at each position as if the sequence ended there, `[B, T, 2 d]`; of the sum and the last state."""
-        return torch.cat([hidden.cumsum(1), hidden], 2)
+        """The same at each position as if the sequence ended there, `[B, T, S d]`; without attention."""
+        parts = {"pool": lambda: hidden.cumsum(1), "last": lambda: hidden}
+        return torch.cat([parts[name]() for name in self.summaries], 2)

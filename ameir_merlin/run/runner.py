@@ -14,7 +14,9 @@ from ameir_merlin.config import Config
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import read_json, write_json
 from ameir_merlin.progress import Progress, Silent
+from ameir_merlin.ranks import Ranks
 from ameir_merlin.run.folder import CONFIG, RunFolder, clear, discard, locked, refuse_foreign
+from ameir_merlin.run.launch import follow, launch
 from ameir_merlin.run.measure import measured
 from ameir_merlin.run.metrics import gather
 from ameir_merlin.run.stages import STAGES, Bench, Stage, baseline, checked_device
@@ -35,7 +37,8 @@ class Run:
     ...     run.finish()  # all stages that are left
     ...     print(run.metrics["splits"]["test"])
 
-    Use it as a context: it holds the folder's lock, so that no second process works on it.
+    Use it as a context: it holds the folder's lock, so that no second process works on it. Under torchrun, the first
+    process goes on from `begin` or `resume`, and the others help it from there until it ends.
     """
 
     def __init__(self, bench: Bench, stages: dict[str, Stage]) -> None:
@@ -64,11 +67,12 @@ class Run:
         """
         progress = progress or Silent()
         device = checked_device(device)
+        ranks = _joined(device, stages or STAGES)
         with locked(folder):
             new = not (Path(folder) / CONFIG).exists()
             run = RunFolder.create(folder, config, data, progress=progress)
             clear(run)
-            this = cls(Bench(run, progress, device, prepared), stages or STAGES)
+            this = cls(Bench(run, progress, device, prepared, ranks), stages or STAGES)
             try:
                 yield this
             except UserError:
@@ -99,10 +103,11 @@ class Run:
         if not (Path(folder) / CONFIG).is_file():
             raise UserError(f"{folder}: no run folder (there is no {CONFIG} in it)")
         device = checked_device(device)
+        ranks = _joined(device, stages or STAGES)
         with locked(folder):
             run = RunFolder.open(folder)
             clear(run)
-            yield cls(Bench(run, progress or Silent(), device), stages or STAGES)
+            yield cls(Bench(run, progress or Silent(), device, ranks=ranks), stages or STAGES)
 
     @property
     def path(self) -> Path:
@@ -125,8 +130,11 @@ class Run:
         if self.folder.finished(name):
             self._bench.progress.say(f"{name}: already finished")
             return
+        stage = self._stages[name]
         with measured() as cost:
-            figures = self._stages[name].function(self._bench)
+            if stage.shared:
+                self._bench.ranks.tell({"stage": name, "run": str(self.path)})
+            figures = stage.function(self._bench)
         write_json(
             self.folder.marker(name),
             {
@@ -223,6 +231,13 @@ class Run:
         path, metrics = self.path / "metrics.json", self.metrics
         if not path.is_file() or read_json(path) != metrics:
             write_json(path, metrics)
+
+
+def _joined(device: str, stages: dict[str, Stage]) -> Ranks:
+    ranks = launch(device)
+    if not ranks.first:
+        follow(ranks, stages)
+    return ranks
 
 
 def run_seeds(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import atomic_folder, read_json, write_json, write_text
 from ameir_merlin.progress import Progress, Silent
+from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.run.folder import RunFolder
 from ameir_merlin.run.metrics import PLANTED
 from ameir_merlin.schema import FeatureSchema
@@ -41,12 +42,14 @@ class Bench:
 
     device: a torch device name; "" means the GPU if there is one, else the CPU.
     prepared: another run's folder whose prepared data are taken over instead of preparing them again.
+    ranks: this process among those that work on the run.
     """
 
     run: RunFolder
     progress: Progress = field(default_factory=Silent)
     device: str = ""
     prepared: Path | None = None
+    ranks: Ranks = ONE
 
     @functools.cached_property
     def schema(self) -> FeatureSchema:
@@ -58,7 +61,7 @@ class Bench:
         """`device`, decided. Only stages that compute ask for it: torch takes its time to load."""
         import torch
 
-        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return self.ranks.device or self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def rows(self, split: str) -> BatchSource:
         """The prepared rows of "train", "valid" or "test"."""
@@ -129,6 +132,7 @@ def _problem(bench: Bench) -> Problem:
         seed=config.seed,
         device=bench.torch_device,
         progress=bench.progress,
+        ranks=bench.ranks,
     )
 
 
@@ -136,7 +140,9 @@ def search(bench: Bench) -> Figures:
     """data/ → search/ (every trial, the finalists' one-shot weights) and architecture.json, the search's best."""
     from ameir_merlin.search.pipeline import search as search_architecture
 
-    search_architecture(_problem(bench)).save(bench.run.path / "architecture.json")
+    found = search_architecture(_problem(bench))
+    if bench.ranks.first:
+        found.save(bench.run.path / "architecture.json")
     return {}
 
 
@@ -146,8 +152,9 @@ def train(bench: Bench) -> Figures:
     from ameir_merlin.search.pipeline import train_finalists
 
     model, result, finalists = train_finalists(_problem(bench))
-    store.save(bench.run.path, model)
-    write_json(bench.run.path / "training.json", {"finalists": finalists, "history": result.history})
+    if bench.ranks.first:
+        store.save(bench.run.path, model)
+        write_json(bench.run.path / "training.json", {"finalists": finalists, "history": result.history})
     return {}
 
 
@@ -275,18 +282,20 @@ class Stage:
     """A stage's function, and what it leaves in the run folder beside its marker.
 
     ready: raises `UserError` where the stage could not do its work; asked before a whole run begins.
+    shared: whether all ranks do it together; the others are done by the first alone.
     """
 
     function: Callable[[Bench], Figures]
     outputs: tuple[str, ...]
     ready: Callable[[], object] = lambda: None
+    shared: bool = False
 
 
 # In the order of a run; each needs all before it.
 STAGES: dict[str, Stage] = {
     "prepare": Stage(prepare, ("data", "planted.json")),
-    "search": Stage(search, ("search", "architecture.json")),
-    "train": Stage(train, ("model.safetensors", "model.json", "schema.json", "training.json")),
+    "search": Stage(search, ("search", "architecture.json"), shared=True),
+    "train": Stage(train, ("model.safetensors", "model.json", "schema.json", "training.json"), shared=True),
     "evaluate": Stage(evaluate, ("evaluation.json", "baselines")),
     "export": Stage(export, ("triton",)),
     "check": Stage(check, (), _server),

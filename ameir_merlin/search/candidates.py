@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ameir_merlin.batch import Batch
 from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.models.supernet import Supernet, derive
+from ameir_merlin.progress import Silent
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.record import StepRecord, Trial
 from ameir_merlin.seeds import derive as derive_seed
@@ -44,13 +46,33 @@ def score(
     """Every candidate on the validation subset, with the weights of the one-shot model."""
     batches = problem.validation()
     began = time.perf_counter()
-    with problem.progress.task(f"{step}: scoring candidates", len(candidates) * len(batches)) as task:
-        scores = scorer(supernet, candidates, batches, problem.settings.fitness, task)
+    scores = dealt(problem, scorer, supernet, candidates, batches, f"{step}: scoring candidates")
     share = (time.perf_counter() - began) / len(candidates)
     return [
         Trial(number, architecture.to_json(), float(value), share, seed)
         for number, (architecture, value) in enumerate(zip(candidates, scores))
     ]
+
+
+def dealt(
+    problem: Problem,
+    scorer: Callable[..., Tensor],
+    supernet: Supernet,
+    candidates: Sequence[Architecture],
+    batches: Sequence[Batch],
+    name: str,
+) -> Tensor:
+    """The scores of `candidates`, float64 `[C]`, each by one of the ranks; those that begin alike stay together."""
+    ranks = problem.ranks
+    alike = sorted(range(len(candidates)), key=lambda n: (str(candidates[n].blocks), str(candidates[n].mlp)))
+    own = sorted(alike[n] for n in ranks.part(len(alike)))
+    made: dict[int, float] = {}
+    if own:
+        with problem.progress.task(name, len(own) * len(batches)) as task:
+            scores = scorer(supernet, [candidates[n] for n in own], batches, problem.settings.fitness, task)
+        made = dict(zip(own, scores.tolist()))
+    found = {number: score for part in ranks.gather(made) for number, score in part.items()}
+    return torch.tensor([found[n] for n in range(len(candidates))], dtype=torch.float64)
 
 
 def top(trials: Sequence[Trial], count: int) -> list[int]:
@@ -84,6 +106,7 @@ def further(problem: Problem, record: StepRecord, supernet: Supernet) -> None:
             progress=problem.progress,
             name=f"{record.step}: candidate {place + 1} of {len(record.best)}",
             resume=problem.folder / "checkpoints" / f"{record.step}_further_{place}.pt",
+            ranks=problem.ranks,
         )
         record.retrained.append({"number": number, "score": result.best[metric]})
     if record.retrained:
@@ -96,15 +119,13 @@ def further(problem: Problem, record: StepRecord, supernet: Supernet) -> None:
 
 def mean_score(problem: Problem, supernet: Supernet, scorer: Callable[..., Tensor], seed: int) -> Callable[[], float]:
     """A function for the training curve: the mean fitness of eight fixed candidates, on the validation subset."""
-    from ameir_merlin.progress import Silent
-
+    quiet = replace(problem, progress=Silent())
     rng = random.Random(seed)
     probes = [supernet.choices.sample(rng) for _ in range(8)]
     batches = problem.validation()[:2]
 
     def probe() -> float:
-        with Silent().task("") as task:
-            return float(scorer(supernet, probes, batches, problem.settings.fitness, task).mean())
+        return float(dealt(quiet, scorer, supernet, probes, batches, "").mean())
 
     return probe
 

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
+from torch import Tensor
+
+from ameir_merlin.batch import Batch
 from ameir_merlin.models.supernet import Supernet, inherit
 from ameir_merlin.progress import Silent
 from ameir_merlin.search.candidates import seeded_supernet
@@ -29,6 +33,7 @@ def search_interactions(problem: Problem) -> tuple[StepRecord, Supernet]:
     the paper adds projections into the first hidden layer and names no shortcut here.
     """
     problem = problem.without_behaviours()
+    quiet = replace(problem, progress=Silent())
     settings = problem.settings
     backbone = replace(problem.backbone, shortcut="none", mlp_dropout=0.0, embedding_init=settings.interaction_init)
     mlp = tuple(MLPLayer(width, settings.interaction_activation) for width in settings.hidden)
@@ -45,8 +50,7 @@ def search_interactions(problem: Problem) -> tuple[StepRecord, Supernet]:
         batches = problem.validation()
 
         def curve(supernet: Supernet = supernet, batches: list = batches) -> float:
-            with Silent().task("") as task:
-                return float(score_interactions(supernet, batches[:2], settings.fitness, task).mean())
+            return float(_scores(quiet, supernet, batches[:2], "").mean())
 
         training = train_one_shot(
             supernet,
@@ -61,10 +65,10 @@ def search_interactions(problem: Problem) -> tuple[StepRecord, Supernet]:
             progress=problem.progress,
             name=f"{STEP}, cycle {cycle + 1} of {settings.cycles}",
             resume=problem.folder / "checkpoints" / f"{STEP}_{cycle}.pt",
+            ranks=problem.ranks,
         )
         started = time.perf_counter()
-        with problem.progress.task(f"{STEP}: scoring {len(candidates)}", len(candidates) * len(batches)) as task:
-            scores = score_interactions(supernet, batches, settings.fitness, task)
+        scores = _scores(problem, supernet, batches, f"{STEP}: scoring {len(candidates)}")
         share = (time.perf_counter() - started) / len(candidates)
         offset = record.history[-1]["update"] if record.history else 0
         record.history += [{**row, "update": row["update"] + offset} for row in training.history]
@@ -81,10 +85,20 @@ def search_interactions(problem: Problem) -> tuple[StepRecord, Supernet]:
     record.chosen = pick(trials, settings.interactions, settings.parsimony)
     record.seconds = time.perf_counter() - began
     found = StepRecord.load(problem.folder, STEP)
-    if found is None:
+    if found is None and problem.ranks.first:
         record.save(problem.folder)
     assert previous is not None
     return found or record, previous
+
+
+def _scores(problem: Problem, supernet: Supernet, batches: Sequence[Batch], name: str) -> Tensor:
+    """The fitness of every candidate interaction, float64 `[C]`, each by one of the ranks."""
+    part = problem.ranks.part(len(supernet.choices.interactions))
+    own: list[float] = []
+    if part:
+        with problem.progress.task(name, len(part) * len(batches)) as task:
+            own = score_interactions(supernet, batches, problem.settings.fitness, task, part=part).tolist()
+    return torch.tensor([score for scores in problem.ranks.gather(own) for score in scores], dtype=torch.float64)
 
 
 def pick(trials: Sequence[Trial], count: int, parsimony: float) -> list[int]:

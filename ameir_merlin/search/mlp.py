@@ -43,6 +43,7 @@ def search_mlp(
         progress=problem.progress,
         name=STEP,
         resume=problem.folder / "checkpoints" / f"{STEP}.pt",
+        ranks=problem.ranks,
     )
     record = StepRecord.load(problem.folder, STEP)
     if record is None:
@@ -56,5 +57,6 @@ def search_mlp(
         record.finalists = record.best
         record.chosen = record.best[0]
         record.seconds = time.perf_counter() - began
-        record.save(problem.folder)
+        if problem.ranks.first:
+            record.save(problem.folder)
     return record, supernet

@@ -16,13 +16,16 @@ from ameir_merlin.batch import Batch, BatchSource, Model
 from ameir_merlin.models.paths import All, InTurns, Paths
 from ameir_merlin.models.supernet import Supernet
 from ameir_merlin.progress import Progress
+from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.search.fair import FairPaths, shifts
 from ameir_merlin.search.settings import SearchSettings
 from ameir_merlin.seeds import derive
+from ameir_merlin.space import Architecture
 from ameir_merlin.train import checkpoint
 from ameir_merlin.train.loop import seeded
 from ameir_merlin.train.objectives import OBJECTIVES, Objective
-from ameir_merlin.train.optimizer import adam, cosine
+from ameir_merlin.train.optimizer import adam, cosine, gradients
+from ameir_merlin.train.shared import shared
 
 
 @dataclass
@@ -68,6 +71,19 @@ class PathsUpdate:
         return Paths(self.supernet, self.fair.draw())
 
 
+class SinglePath:
+    """The same child in each update: what is trained is what all paths share, and that child's own."""
+
+    round = 1
+
+    def __init__(self, supernet: Supernet, architecture: Architecture) -> None:
+        self.path = Paths(supernet, [architecture])
+
+    def __call__(self, batch: Batch) -> Paths:
+        """The path."""
+        return self.path
+
+
 class InteractionsUpdate:
     """Step 2: every row with some candidate interactions, one at a time; each candidate has equally many rows.
 
@@ -103,11 +119,13 @@ def train_one_shot(
     resume: Path,
     beside: Companion | None = None,
     after: Callable[[], None] = lambda: None,
+    ranks: Ranks = ONE,
 ) -> Training:
     """Train `supernet` in place for `epochs` passes with one cosine schedule; go on from `resume` if that is there.
 
     score: called after each pass; its value (validation) goes into the history. beside: what `update` or `score` train
-    along with it. after: called when a step's gradients have been used and are still there.
+    along with it. after: called when a step's gradients have been used and are still there. ranks: who shares the rows
+    of each batch.
     """
     rows = max(settings.batch_size, update(supernet, random.Random(0)).round)
     steps = math.ceil(train.rows / rows)
@@ -115,13 +133,14 @@ def train_one_shot(
     supernet.to(device)
     optimizer = adam(supernet, settings.learning_rate, settings.l2, 0.0)
     training = Training()
-    if resume.exists():
+    if ranks.agree(resume.exists()):
         state = checkpoint.load(resume)
         supernet.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         training = Training(**state["training"])
         if beside is not None:
             beside.load_state_dict(state["beside"])
+    ranks.spread(supernet.state_dict().values())
     for epoch in range(training.updates // steps, epochs):
         began = time.perf_counter()
         epoch_seed = derive(seed, name, epoch)
@@ -129,7 +148,8 @@ def train_one_shot(
         fair = update(supernet, random.Random(epoch_seed))
         supernet.train()
         running = torch.zeros((), device=device)
-        with progress.task(f"{name}, epoch {epoch + 1} of {epochs}", steps) as task, seeded(epoch_seed, device):
+        told = f"{name}, epoch {epoch + 1} of {epochs}"
+        with progress.task(told, steps) as task, seeded(ranks.seed(epoch_seed), device):
             for step, batch in enumerate(train.batches(rows, seed=epoch_seed)):
                 keep = batch.size // fair.round * fair.round
                 if not keep:
@@ -137,23 +157,26 @@ def train_one_shot(
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * cosine(epoch * steps + step, epochs * steps)
                 batch = batch.select(slice(0, keep)).to(device)
-                loss = loss_of(fair(batch), batch, generator)
+                loss = loss_of(shared(fair(batch), ranks), batch, generator)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                ranks.add(gradients(supernet))
                 optimizer.step()
                 after()
                 running += loss.detach()
                 if (step + 1) % 10 == 0:
-                    task.advance(10, loss=float(running) / (step + 1))
+                    task.advance(10, loss=ranks.size * float(running) / (step + 1))
             task.advance(steps % 10)
         training.updates += steps
         seconds = time.perf_counter() - began
+        ranks.add([running])
         mean = float(running) / steps
         if not math.isfinite(mean):
             raise FloatingPointError(f"{name}: the loss is {mean}: lower search.learning_rate")
         training.history.append({"update": training.updates, "loss": mean, "valid": score(), "seconds": seconds})
         state = {"model": supernet.state_dict(), "optimizer": optimizer.state_dict(), "training": vars(training)}
-        checkpoint.save(resume, state if beside is None else {**state, "beside": beside.state_dict()})
+        if ranks.first:
+            checkpoint.save(resume, state if beside is None else {**state, "beside": beside.state_dict()})
     supernet.eval()
     return training
 

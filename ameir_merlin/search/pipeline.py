@@ -13,6 +13,7 @@ from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.models.supernet import Supernet, derive, inherit
 from ameir_merlin.progress import Progress, Silent
+from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.behaviour import predefined_mlp, search_behaviour
 from ameir_merlin.search.candidates import load_finalists, save_finalists, seeded_supernet
@@ -43,6 +44,7 @@ def make_problem(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    ranks: Ranks = ONE,
 ) -> Problem:
     """Check that the settings fit the data, and put them together.
 
@@ -80,6 +82,7 @@ def make_problem(
         seed,
         device,
         progress or Silent(),
+        ranks,
     )
 
 
@@ -110,7 +113,9 @@ def search(problem: Problem) -> Architecture:
 
 
 def _finish(problem: Problem, finalists: list[Ameir]) -> Architecture:
-    save_finalists(problem.folder / FINALISTS, finalists)
+    if problem.ranks.first:
+        save_finalists(problem.folder / FINALISTS, finalists)
+    problem.ranks.meet()
     return finalists[0].architecture
 
 
@@ -155,12 +160,14 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
             progress=problem.progress,
             name=f"finalist {place + 1} of {len(finalists)}",
             resume=problem.folder / "checkpoints" / f"finalist_{place}.pt",
+            ranks=problem.ranks,
         )
         rows.append({"finalist": place, "epochs": len(result.history) - 1, "seconds": result.seconds, **result.best})
         if best is None or result.best[metric] > best[1].best[metric]:
             best = (model, result)
     assert best is not None
-    _note_choice(problem, [row[metric] for row in rows])
+    if problem.ranks.first:
+        _note_choice(problem, [row[metric] for row in rows])
     return *best, rows
 
 

@@ -10,6 +10,7 @@ import torch
 from ameir_merlin.batch import Batch, BatchSource
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.progress import Progress
+from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.oneshot import validation_batches
 from ameir_merlin.search.settings import SearchSettings
@@ -23,6 +24,7 @@ class Problem:
     """Data, settings and place of one search. There is no test data in it.
 
     schema, train, valid: the data. operations: the search space's candidates. folder: where results and checkpoints go.
+    ranks: the processes that search together; the first alone writes.
     """
 
     schema: FeatureSchema
@@ -36,6 +38,7 @@ class Problem:
     seed: int
     device: torch.device | str
     progress: Progress
+    ranks: Ranks = ONE
 
     @property
     def space(self) -> SearchSpace:

@@ -118,41 +118,47 @@ def _walk(
 
 @torch.no_grad()
 def score_interactions(
-    supernet: Supernet, batches: Sequence[Batch], fitness: str, task: Task, chunk: int = 0
+    supernet: Supernet,
+    batches: Sequence[Batch],
+    fitness: str,
+    task: Task,
+    chunk: int = 0,
+    part: range | None = None,
 ) -> Tensor:
     """Step 2: every candidate interaction of the supernet on its own; the base's projection once a batch; `[C]`.
 
     chunk: candidates that are run together. 0 is many on a GPU, and on a CPU so few that their hidden values stay in
-    its cache, which is several times faster.
+    its cache, which is several times faster. part: the candidates that are scored, next to each other; None for all.
     """
     assert supernet.mlp is not None
     supernet.eval()
     layers = tuple(candidates[0] for candidates in supernet.choices.mlp)
     width = layers[0].width
-    count = len(supernet.choices.interactions)
+    count = len(supernet.choices.interactions if part is None else part)
+    first_layer = supernet.mlp.interactions if part is None else supernet.mlp.interactions[part.start : part.stop]
     logits: list[Tensor] = []
     for batch in batches:
         if supernet.linear:
-            parts = [supernet.each_interaction(rows).clicks() for rows in _parts(batch, 256)]
+            parts = [supernet.each_interaction(rows, part).clicks() for rows in _parts(batch, 256)]
             logits.append(torch.cat(parts).T)
             task.advance(count)
             continue
         encoded = supernet.encode(batch)
         base = supernet.mlp.project_base(supernet.base(encoded, encoded.hidden), width)
-        products = supernet.hadamard(encoded.embedded).transpose(0, 1)
+        products = supernet.hadamard(encoded.embedded, part).transpose(0, 1)
         together = chunk or (64 if base.is_cuda else max(1, CACHED // base.numel()))
         rows = []
         for start in range(0, count, together):
-            part = slice(start, min(start + together, count))
-            weight = supernet.mlp.interactions[part, :width].transpose(1, 2)
-            first = torch.baddbmm(base.expand(part.stop - start, -1, -1), products[part], weight)
+            few = slice(start, min(start + together, count))
+            weight = first_layer[few, :width].transpose(1, 2)
+            first = torch.baddbmm(base.expand(few.stop - start, -1, -1), products[few], weight)
             hidden = supernet.mlp.tail(first.flatten(0, 1), layers)
             side = None
             if supernet.settings.shortcut != "none":
-                units = [encoded.embedded.expand(part.stop - start, -1, -1, -1), products[part].unsqueeze(2)]
+                units = [encoded.embedded.expand(few.stop - start, -1, -1, -1), products[few].unsqueeze(2)]
                 side = shortcut(supernet.settings, supernet.shortcut, torch.cat(units, 2).flatten(0, 1))
-            rows.append(answer(supernet, hidden, side).clicks().view(part.stop - start, -1))
-            task.advance(part.stop - start)
+            rows.append(answer(supernet, hidden, side).clicks().view(few.stop - start, -1))
+            task.advance(few.stop - start)
         logits.append(torch.cat(rows))
     values = torch.cat(logits, 1).float().cpu()
     labels = torch.cat([_label(b) for b in batches]).cpu()

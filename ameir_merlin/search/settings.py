@@ -25,6 +25,8 @@ class SearchSettings:
     through as many candidates, one at a time, as that takes. The paper's one candidate a row leaves each with
     batch / candidates rows, too few on small data.
     parsimony: see `search.interaction.pick`; 0 is the paper's plain top-M.
+    epochs_warmup: passes of the backbone alone, all blocks Zero, before Step 1's one-shot model. Beyond the paper: the
+    blocks then start from embeddings that say something already.
     epochs_behaviour, epochs_interaction (a cycle), epochs_mlp: passes over the training rows of the one-shot models.
     epochs_further: passes that each of the top candidates of Step 1 is fine-tuned for.
     valid_rows: validation rows that candidates are scored on. fitness: what Step 2 and the others rank by on clicks.
@@ -44,6 +46,7 @@ class SearchSettings:
     keep: int = 50
     rows_per_candidate: int = 1024
     parsimony: float = 0.0
+    epochs_warmup: int = 0
     epochs_behaviour: int = 10
     epochs_interaction: int = 3
     epochs_mlp: int = 5
@@ -69,7 +72,7 @@ class SearchSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("blocks", "interactions", "mlp_layers", "epochs_further"):
+        for name in ("blocks", "interactions", "mlp_layers", "epochs_warmup", "epochs_further"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
         if any(b > a for a, b in zip(self.hidden, self.hidden[1:])) or any(w < 1 for w in self.hidden):

@@ -17,14 +17,14 @@ from ameir_merlin.space.operations import TARGET_ATTENTION, OperationSets
 def summaries(schema: FeatureSchema, readout: str = "all") -> tuple[str, ...]:
     """The parts of h^a that `schema` has, of "pool", "last" and "attention" (Section 2.1).
 
-    readout: "all", the paper's; "attention": that part alone. `UserError` where rows have no target to attend from.
+    readout: "all", the paper's, or the name of one part. `UserError` where rows have no target to attend from.
     """
     if schema.behaviour is None:
         return ()
     if readout == "all":
         return ("pool", "last", "attention") if schema.has_target else ("pool", "last")
-    if not schema.has_target:
-        raise UserError(f"model.readout: '{readout}' needs a target item in the rows, expected 'all'")
+    if readout == "attention" and not schema.has_target:
+        raise UserError(f"model.readout: '{readout}' needs a target item in the rows, expected 'all', 'pool' or 'last'")
     return (readout,)
 
 

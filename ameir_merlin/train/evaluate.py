@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ameir_merlin.batch import Batch, BatchSource
 from ameir_merlin.progress import Progress, Silent
+from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.schema import FIRST_ID, FeatureSchema
 from ameir_merlin.train.metrics import auc, hit_rate, logloss, ndcg, rank
 
@@ -27,16 +28,17 @@ def predict(
     batch_size: int = 4096,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    ranks: Ranks = ONE,
 ) -> tuple[Tensor, Tensor]:
     """Click logits float32 `[n]` and labels `[n]` on the CPU, in the order of the files."""
     model.eval()
-    logits, labels = [], []
-    with (progress or Silent()).task("scoring", math.ceil(source.rows / batch_size)) as task:
-        for batch in source.batches(batch_size):
+    found = []
+    with (progress or Silent()).task("scoring", math.ceil(source.rows / batch_size / ranks.size)) as task:
+        for batch in ranks.own(source.batches(batch_size)):
             assert batch.label is not None
-            logits.append(model(batch.to(device)).logits.float().cpu())
-            labels.append(batch.label.cpu())
+            found.append((model(batch.to(device)).logits.float().cpu(), batch.label.cpu()))
             task.advance()
+    logits, labels = zip(*ranks.collect(found))
     return torch.cat(logits), torch.cat(labels)
 
 
@@ -48,37 +50,37 @@ def evaluate(
     batch_size: int = 4096,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    ranks: Ranks = ONE,
 ) -> dict[str, float]:
     """Metrics of `model` on `source`.
 
     Clicks: `auc`, `logloss`. Retrieval: `hr1`, `hr5`, `ndcg5` against the row's drawn negatives (where it has them),
     and `hr10_full`, `ndcg10_full` among all items but those that the user had before. A target that no training row has
-    counts as ranked last.
+    counts as ranked last. ranks: who shares the batches; all of them get the metrics.
     """
     schema: Any = model.schema  # torch types what a module holds as tensor or module
     if schema.label.task == "click":
-        logits, labels = predict(model, source, batch_size=batch_size, device=device, progress=progress)
+        logits, labels = predict(model, source, batch_size=batch_size, device=device, progress=progress, ranks=ranks)
         return {"auc": auc(logits, labels).item(), "logloss": logloss(logits, labels).item()}
     model.eval()
-    sampled, full = [], []
+    made = []
     # A row's scores over all items are V floats: fewer rows at a time keep them in the cache.
     size = min(batch_size, 512)
-    with (progress or Silent()).task("ranking", math.ceil(source.rows / size)) as task:
-        for batch in source.batches(size):
+    with (progress or Silent()).task("ranking", math.ceil(source.rows / size / ranks.size)) as task:
+        for batch in ranks.own(source.batches(size)):
             batch = batch.to(device)
             output = model(batch)
             scores = output.query @ output.items.T
             sampled_ranks, full_ranks = retrieval_ranks(scores, batch)
-            if sampled_ranks is not None:
-                sampled.append(sampled_ranks.cpu())
-            full.append(full_ranks.cpu())
+            made.append((None if sampled_ranks is None else sampled_ranks.cpu(), full_ranks.cpu()))
             task.advance()
+    sampled, full = zip(*ranks.collect(made))
     found: dict[str, Tensor] = {}
-    if sampled:
-        ranks = torch.cat(sampled)
-        found |= {"hr1": hit_rate(ranks, 1), "hr5": hit_rate(ranks, 5), "ndcg5": ndcg(ranks, 5)}
-    ranks = torch.cat(full)
-    found |= {"hr10_full": hit_rate(ranks, 10), "ndcg10_full": ndcg(ranks, 10)}
+    if sampled[0] is not None:
+        places = torch.cat(sampled)
+        found |= {"hr1": hit_rate(places, 1), "hr5": hit_rate(places, 5), "ndcg5": ndcg(places, 5)}
+    places = torch.cat(full)
+    found |= {"hr10_full": hit_rate(places, 10), "ndcg10_full": ndcg(places, 10)}
     return {name: value.item() for name, value in found.items()}
 
 

@@ -15,12 +15,14 @@ from torch import nn
 
 from ameir_merlin.batch import BatchSource
 from ameir_merlin.progress import Progress, Silent
+from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.seeds import derive
 from ameir_merlin.train import checkpoint
 from ameir_merlin.train.evaluate import evaluate, main_metric
 from ameir_merlin.train.objectives import OBJECTIVES
-from ameir_merlin.train.optimizer import adam
+from ameir_merlin.train.optimizer import adam, gradients
 from ameir_merlin.train.settings import TrainSettings
+from ameir_merlin.train.shared import shared
 
 
 @dataclass
@@ -54,13 +56,14 @@ def fit(
     progress: Progress | None = None,
     name: str = "training",
     resume: Path | None = None,
+    ranks: Ranks = ONE,
 ) -> FitResult:
     """Train `model` in place and leave it with the weights of its best epoch by validation (`main_metric`).
 
     A model whose `default_objective` is None has nothing to minimise: it counts each training batch once (`count`).
     The model as it comes is scored too, as epoch 0: a model that starts from one-shot weights is never made worse.
     resume: file that the state is kept in after each epoch; if it is there, training goes on from it, and ends as an
-    uninterrupted run with that seed would have.
+    uninterrupted run with that seed would have. ranks: who shares each batch; `train` gives all of them the same rows.
     Raises `FloatingPointError` if the loss is no longer finite.
     """
     progress = progress or Silent()
@@ -73,14 +76,15 @@ def fit(
     model.to(device)
     optimizer = adam(model, settings.learning_rate, settings.l2, settings.l2_network)
     state = None
-    if resume is not None and resume.exists():
+    if resume is not None and ranks.agree(resume.exists()):
         state = checkpoint.load(resume)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         result = FitResult(**state["result"])
         best = state["best"]
     else:
-        start = evaluate(model, valid, batch_size=settings.eval_batch, device=device)
+        ranks.spread(model.state_dict().values())
+        start = evaluate(model, valid, batch_size=settings.eval_batch, device=device, ranks=ranks)
         result = FitResult(best=start, best_epoch=0, history=[{"epoch": 0, **start}])
         best = {k: v.detach().clone() for k, v in model.state_dict().items()}
     updates = math.ceil(train.rows / settings.batch_size)
@@ -90,16 +94,18 @@ def fit(
             break
         began = time.perf_counter()
         with progress.task(f"{name}, epoch {epoch}", updates) as task:
-            loss = _epoch(model, train, objective, optimizer, settings, derive(seed, "epoch", epoch), device, task)
+            loss = _epoch(
+                model, train, objective, optimizer, settings, derive(seed, "epoch", epoch), device, task, ranks
+            )
         seconds = time.perf_counter() - began
-        scores = evaluate(model, valid, batch_size=settings.eval_batch, device=device)
+        scores = evaluate(model, valid, batch_size=settings.eval_batch, device=device, ranks=ranks)
         result.seconds += seconds
         result.examples += train.rows
         result.history.append({"epoch": epoch, "loss": loss, "seconds": seconds, **scores})
         if scores[metric] > result.best[metric]:
             result.best, result.best_epoch = scores, epoch
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        if resume is not None:
+        if resume is not None and ranks.first:
             checkpoint.save(
                 resume,
                 {
@@ -126,25 +132,27 @@ def _count(model, train, valid, settings, device, progress, name) -> FitResult:
     return FitResult(best=scores, best_epoch=1, history=history, seconds=seconds, examples=train.rows)
 
 
-def _epoch(model, train, objective, optimizer, settings, seed, device, task) -> float:
+def _epoch(model, train, objective, optimizer, settings, seed, device, task, ranks) -> float:
     """One pass; the mean loss. No value leaves the device before its end, but for the progress display."""
     model.train()
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros((), device=device)
     batches = 0
-    with seeded(seed, device):
+    with seeded(ranks.seed(seed), device):
         for batch in train.batches(settings.batch_size, seed=seed):
-            loss = objective(model, batch.to(device), generator)
+            loss = objective(shared(model, ranks), batch.to(device), generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            ranks.add(gradients(model))
             if settings.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), settings.clip, foreach=True)
             optimizer.step()
             total += loss.detach()
             batches += 1
             if batches % 20 == 0:
-                task.advance(20, loss=float(total) / batches)
+                task.advance(20, loss=ranks.size * float(total) / batches)
     task.advance(batches % 20)
+    ranks.add([total])
     mean = float(total) / max(1, batches)
     if not math.isfinite(mean):
         raise FloatingPointError(f"the loss is {mean}: lower train.learning_rate or set train.clip")

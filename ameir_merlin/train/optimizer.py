@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ameir_merlin.nn.embedding import FieldEmbeddings
 
@@ -17,6 +18,11 @@ def adam(model: nn.Module, learning_rate: float, l2: float, l2_network: float) -
     others = [p for p in model.parameters() if id(p) not in embedding]
     groups = [{"params": tables, "weight_decay": l2}, {"params": others, "weight_decay": l2_network}]
     return torch.optim.Adam([g for g in groups if g["params"]], lr=learning_rate, foreach=True)
+
+
+def gradients(model: nn.Module) -> Iterator[Tensor]:
+    """The gradients that the last step left, in the order of the weights."""
+    return (p.grad for p in model.parameters() if p.grad is not None)
 
 
 def cosine(step: int, steps: int) -> float:

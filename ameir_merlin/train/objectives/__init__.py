@@ -1,7 +1,8 @@
 """What training minimises: one file an objective, one line here.
 
 An objective is called as `objective(model, batch, generator) -> loss` with a training batch as the loader gives it; it
-prepares the batch (clips windows, draws negatives with `generator`), runs the model and returns a scalar.
+prepares the batch (clips windows, draws negatives with `generator`), runs the model and returns a scalar. A model that
+answers some of the rows only (`Output.rows`) gives the part that these have in the whole batch's loss.
 """
 
 from __future__ import annotations

@@ -17,6 +17,10 @@ def click_loss(model: Model, batch: Batch, generator: torch.Generator) -> Tensor
     output = model(batch)
     logits = output.clicks()
     assert batch.label is not None
-    label = batch.label.reshape(-1, *[1] * (logits.dim() - 1)).expand_as(logits)
-    loss = F.binary_cross_entropy_with_logits(logits, label)
-    return loss if output.auxiliary is None else loss + output.auxiliary
+    label = output.own(batch.label).reshape(-1, *[1] * (logits.dim() - 1)).expand_as(logits)
+    if output.rows is None:
+        loss = F.binary_cross_entropy_with_logits(logits, label)
+        return loss if output.auxiliary is None else loss + output.auxiliary
+    loss = F.binary_cross_entropy_with_logits(logits, label, reduction="sum")
+    loss = loss / (batch.size * logits.shape[1:].numel())
+    return loss if output.auxiliary is None else loss + output.auxiliary * (len(logits) / batch.size)

@@ -32,10 +32,10 @@ class GBCE:
         count = asked.items.shape[0]
         negatives = draw_negatives(window, torch.Size((len(window), self.negatives)), count, generator)
         own = (asked.query * F.embedding(asked.target, asked.items)).sum(2)
-        against = torch.bmm(asked.query, F.embedding(negatives, asked.items).transpose(1, 2))
-        real = asked.target > 0
+        against = torch.bmm(asked.query, F.embedding(asked.own(negatives), asked.items).transpose(1, 2))
+        real = asked.targets > 0
         loss = gbce(own, against, beta(self.negatives / (count - 1), self.calibration))
-        return (loss * real).sum() / real.sum().clamp(min=1)
+        return (loss * asked.own(real)).sum() / real.sum().clamp(min=1)
 
 
 def beta(alpha: float, calibration: float) -> float:

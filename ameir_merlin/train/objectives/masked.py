@@ -33,8 +33,9 @@ class MaskedItems:
         masked = self.choose(cropped.mask, generator)
         output = model.fill_in(cropped, masked)
         keep = masked & (items >= FIRST_ID)
-        query, target = output.query[keep], items[keep] - FIRST_ID
-        return linear_cross_entropy(query, output.items[FIRST_ID:], target) / max(1, len(target))
+        own = output.own(keep)
+        query, target = output.query[own], output.own(items)[own] - FIRST_ID
+        return linear_cross_entropy(query, output.items[FIRST_ID:], target) / max(1, int(keep.sum()))
 
     def choose(self, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Which places to mask, bool `[B, T]`; `mask` tells which are real, the last of a row always is."""

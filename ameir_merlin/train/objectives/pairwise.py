@@ -25,10 +25,11 @@ class BPR:
         """The loss of one batch of training windows `[B, W]`."""
         asked = ask(model, batch, generator)
         window = next(iter(batch.history.values()))
-        negatives = draw_negatives(window, asked.target.shape, asked.items.shape[0], generator)
-        better, worse = F.embedding(asked.target, asked.items), F.embedding(negatives, asked.items)
-        real = asked.target > 0
-        return (F.softplus(-(asked.query * (better - worse)).sum(2)) * real).sum() / real.sum().clamp(min=1)
+        negatives = draw_negatives(window, asked.targets.shape, asked.items.shape[0], generator)
+        better, worse = F.embedding(asked.target, asked.items), F.embedding(asked.own(negatives), asked.items)
+        real = asked.targets > 0
+        loss = F.softplus(-(asked.query * (better - worse)).sum(2))
+        return (loss * asked.own(real)).sum() / real.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,14 @@ class BPRMax:
         """The loss of one batch of training windows `[B, W]`."""
         asked = ask(model, batch, generator)
         query, target = asked.flat()
-        others = torch.randperm(len(target), generator=generator)[: self.in_batch].to(target.device)
+        everyone = asked.targets[asked.targets > 0]
+        others = torch.randperm(len(everyone), generator=generator)[: self.in_batch].to(target.device)
         extra = torch.randint(FIRST_ID, asked.items.shape[0], (self.extra,), generator=generator).to(target.device)
-        negatives = torch.cat([target[others], extra])
+        negatives = torch.cat([everyone[others], extra])
         own = (query * F.embedding(target, asked.items)).sum(1, keepdim=True)
         scores = query @ F.embedding(negatives, asked.items).T
         loss = bpr_max(own, scores, negatives == target.unsqueeze(1), self.regularization)
-        return loss.sum() / max(1, len(target))
+        return loss.sum() / max(1, len(everyone))
 
 
 def bpr_max(own: Tensor, scores: Tensor, left_out: Tensor, regularization: float) -> Tensor:

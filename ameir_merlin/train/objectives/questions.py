@@ -15,13 +15,24 @@ from ameir_merlin.train.objectives.clip import clip
 class Questions(NamedTuple):
     """A model's answers and what was right.
 
-    query: `[B, Q, K]`. target: int64 `[B, Q]`, the ordinary item (id >= FIRST_ID) that came next, 0 where nothing was
-    asked. items: `[V, K]`.
+    query: `[b, Q, K]`. target: int64 `[b, Q]`, the ordinary item (id >= FIRST_ID) that came next, 0 where nothing was
+    asked. items: `[V, K]`. rows: int64 `[b]`, see `Output.rows`. targets: int64 `[B, Q]`, `target` for the whole batch.
     """
 
     query: Tensor
     target: Tensor
     items: Tensor
+    rows: Tensor | None
+    targets: Tensor
+
+    @property
+    def total(self) -> int:
+        """How many questions the whole batch has."""
+        return int((self.targets > 0).sum())
+
+    def own(self, of_all: Tensor) -> Tensor:
+        """See `Output.own`."""
+        return of_all if self.rows is None else of_all[self.rows]
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """The queries `[n, K]` and targets `[n]` of what was asked."""
@@ -37,10 +48,13 @@ def ask(model: Any, batch: Batch, generator: torch.Generator) -> Questions:
         before = slice(-(length + 1), -1)
         mask = batch.mask[:, before]
         history = {name: ids[:, before] for name, ids in batch.history.items()}
-        query, items = model.every_position(Batch(history=history, mask=mask, dense=batch.dense)).retrieval()
+        output = model.every_position(Batch(history=history, mask=mask, dense=batch.dense))
+        query, items = output.retrieval()
         following = next(iter(batch.history.values()))[:, -length:] * mask
     else:
         clipped, following = clip(batch, length, 1, generator)
-        query, items = model(clipped).retrieval()
+        output = model(clipped)
+        query, items = output.retrieval()
         query = query.unsqueeze(1)
-    return Questions(query, following * (following >= FIRST_ID), items)
+    targets = following * (following >= FIRST_ID)
+    return Questions(query, output.own(targets), items, output.rows, targets)

@@ -27,13 +27,14 @@ class SampledBinary:
         """The loss of one batch of training windows `[B, W]`."""
         window = next(iter(batch.history.values()))
         clipped, positives = clip(batch, model.schema.max_length, self.targets, generator)
-        query, table = model(clipped).retrieval()
+        output = model(clipped)
+        query, table = output.retrieval()
         negatives = draw_negatives(window, positives.shape, len(table), generator)
         exists = positives > 0
-        scores = torch.einsum("bk,bpk->bp", query, table[positives])
-        against = torch.einsum("bk,bpk->bp", query, table[negatives])
+        scores = torch.einsum("bk,bpk->bp", query, table[output.own(positives)])
+        against = torch.einsum("bk,bpk->bp", query, table[output.own(negatives)])
         loss = F.softplus(-scores) + F.softplus(against)
-        return (loss * exists).sum() / exists.sum()
+        return (loss * output.own(exists)).sum() / exists.sum()
 
 
 def draw_negatives(window: Tensor, shape: torch.Size, items: int, generator: torch.Generator, tries: int = 4) -> Tensor:
