@@ -153,7 +153,7 @@ class MovieLens(Dataset):
             raise UserError(f"{path}: line {row + 2}: column 'split' is '{splits[row]}', expected train, valid or test")
         tokens = pc.split_pattern(pc.fill_null(rows["hist"], ""), " ").combine_chunks()
         filled = rows["hist"].is_valid().to_numpy()
-        lengths = np.where(filled, pc.list_value_length(tokens).to_numpy(zero_copy_only=False), 0)
+        lengths = np.where(filled, np.asarray(pc.list_value_length(tokens)), 0)
         items = (
             tokens.flatten()
             .filter(pa.array(np.repeat(filled, pc.list_value_length(tokens).to_numpy())))
