@@ -185,13 +185,19 @@ def test_interrupted(tmp_path, definition, sent, code, begun):
     (tmp_path / "slow.toml").write_text('name = "slow"\n[data]\nworkflow = "slow.py"\n[search]\nvariant = "I"\n')
     (tmp_path / "raw").mkdir()
     command = [sys.executable, "-m", "ameir_merlin.cli", "run", "slow.toml", "--data", "raw", "--out", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "raw" / "reached").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert process.poll() is None, process.stderr.read()
-    os.kill(process.pid, sent)
-    out, err = process.communicate(timeout=30)
+    options = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # Tests that a shell runs in the background inherit that SIGINT is ignored.
+    with subprocess.Popen(command, preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL), **options) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "raw" / "reached").exists() and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert process.poll() is None, process.stderr.read()
+            os.kill(process.pid, sent)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == code
     assert out == ""
     assert "Traceback" not in err
