@@ -356,14 +356,14 @@ def test_local_activation_unit_is_zero_where_padded():
 
 
 @torch.no_grad()
-def test_extras_positions_and_final_norm():
+def test_extras_scale_positions_and_final_norm():
     block = Block("conv_3", "relu", "none")
     with torch_seed(0):
-        net = BehaviourNet([(block,)], DIM, T, ("pool", "last"), positions=True, final_norm=True).double()
+        net = BehaviourNet([(block,)], DIM, T, ("pool", "last"), positions=True, final_norm=True, scaled=True).double()
     disturb(net).eval()
     hidden, mask, _ = case()
     states = net.hidden(hidden, mask, None, [block])
-    entered = (hidden + net.positions) * mask.unsqueeze(2)
+    entered = (hidden * math.sqrt(DIM) + net.positions) * mask.unsqueeze(2)
     by_hand = net.final_norm(net.blocks[0](entered, mask, None, block)) * mask.unsqueeze(2)
     torch.testing.assert_close(states, by_hand, rtol=1e-12, atol=1e-12)
     # positions count from the end: the last three behaviours alone take the last three positions

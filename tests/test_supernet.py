@@ -594,3 +594,12 @@ def test_all_and_in_turns_have_the_same_gradient_where_every_candidate_meets_eve
         gradients.append({name: p.grad.clone() for name, p in net.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-8, atol=1e-10)
+
+
+@torch.no_grad()
+def test_a_query_from_one_readout_alone_starts_as_that_readout():
+    net = Ameir(ITEMS, Architecture(mlp=()), settings(readout="last", shortcut="none", scaled=True)).eval()
+    batch = random_batch(ITEMS, 6)
+    last = net.embedding.sequence(batch)[:, -1]
+    torch.testing.assert_close(net(batch).query, 2.0 * last)  # the root of K = 4
+    assert last.abs().max() > 0

@@ -110,14 +110,21 @@ def behaviour_net(schema: FeatureSchema, candidates: tuple, settings: BackboneSe
         positions=settings.positions,
         final_norm=settings.final_norm,
         input_dropout=settings.input_dropout,
+        scaled=settings.scaled,
     )
 
 
 def output_layer(schema: FeatureSchema, hidden: int, settings: BackboneSettings) -> nn.Linear:
-    """w (one output) or W (K outputs) over [h_Lc, h_se]; the shortcut's columns stand last."""
+    """w (one output) or W (K outputs) over [h_Lc, h_se]; the shortcut's columns stand last.
+
+    A W that has the one readout alone to see starts as the identity: the query is then at once where the items are.
+    """
     width = hidden + (settings.embedding_dim if schema.sparse and settings.shortcut != "none" else 0)
     linear = nn.Linear(width, 1 if schema.label.task == "click" else settings.embedding_dim)
-    nn.init.xavier_normal_(linear.weight)
+    if linear.out_features == linear.in_features:
+        nn.init.eye_(linear.weight)
+    else:
+        nn.init.xavier_normal_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
 

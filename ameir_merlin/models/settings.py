@@ -15,7 +15,7 @@ class BackboneSettings:
         embeddings starts at that to the power r, so interactions of high order are learned late from a small one.
     block_dropout, mlp_dropout: dropout in building blocks and hidden layers, searched in {0, ..., 0.5}.
     shortcut: "se" (Eqn. 5), "fm" (the plain sum over [e^b, p^b]; AMEIR-I and Table 5) or "none".
-    positions, final_norm, input_dropout: beyond the paper; see `nn.behaviour.BehaviourNet`.
+    scaled, positions, final_norm, input_dropout: beyond the paper; see `nn.behaviour.BehaviourNet`.
     readout: "all", Section 2.1's sum, last state and attention; beyond the paper one of them alone: "attention" of the
         target, as DIN reads behaviours out (on small data the other two let the MLP learn users by heart), "last", as
         SASRec does, or "pool".
@@ -26,6 +26,7 @@ class BackboneSettings:
     block_dropout: float = 0.0
     mlp_dropout: float = 0.0
     shortcut: Literal["se", "fm", "none"] = "se"
+    scaled: bool = False
     positions: bool = False
     final_norm: bool = False
     input_dropout: float = 0.0

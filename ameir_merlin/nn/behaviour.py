@@ -20,8 +20,9 @@ class BehaviourNet(nn.Module):
     dim: d = Na * K, the width of a behaviour element.
     length: T; only used with `positions`.
     summaries: the parts of h^a, see `nn.readout.Readout`.
-    positions, final_norm, input_dropout: beyond the paper, off by default: learned positions added to H^a_0 (counted
-    from the end, Kang and McAuley 2018), layer normalization before the readout, dropout on H^a_0.
+    scaled, positions, final_norm, input_dropout: beyond the paper, off by default: H^a_0 times the square root of d
+    (Vaswani et al. 2017, Section 3.4), learned positions added to it (counted from the end, Kang and McAuley 2018),
+    layer normalization before the readout, dropout on H^a_0.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class BehaviourNet(nn.Module):
         positions: bool = False,
         final_norm: bool = False,
         input_dropout: float = 0.0,
+        scaled: bool = False,
     ) -> None:
         super().__init__()
         # A block that is certainly Zero has no module: derived models carry nothing for it.
@@ -46,9 +48,11 @@ class BehaviourNet(nn.Module):
         self.positions = nn.Parameter(torch.empty(length, dim).uniform_(-0.05, 0.05)) if positions else None
         self.final_norm = nn.LayerNorm(dim) if final_norm else None
         self.input_dropout = Dropout(input_dropout)
+        self.scale = dim**0.5 if scaled else 1.0
 
     def enter(self, sequence: Tensor, mask: Tensor) -> Tensor:
         """H^a_0 `[B, T, d]` as the first block sees it; zero where padded."""
+        sequence = sequence * self.scale
         if self.positions is not None:
             sequence = (sequence + self.positions[-sequence.shape[1] :]) * mask.unsqueeze(2)
         return self.input_dropout(sequence)
