@@ -14,7 +14,7 @@ from scipy.stats import kendalltau
 from ameir_merlin.batch import Batch
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.space import ZERO, Architecture, Block
-from benchmarks import rank_correlation, score_candidates, search_cost, shapes, train_step
+from benchmarks import large_tables, rank_correlation, score_candidates, search_cost, shapes, train_step
 
 torch.set_num_threads(1)
 
@@ -91,6 +91,13 @@ def test_an_update_has_the_gradients_of_one_path_after_the_other(tmp_path: Path,
     for row in rows.values():
         assert row["ratio"] == pytest.approx(row["plain_seconds"] / row["seconds"])
         assert row["peak_gb"] > 0.05
+
+
+def test_large_tables_take_less_time_and_memory_row_by_row(capsys):
+    found = figures(large_tables.main, capsys)
+    assert 2_999_000 < found["features"] < 3_010_000
+    assert found["row_adam_peak_gb"] + 0.08 < found["adam_peak_gb"]  # gradient and moments, 60 MB each
+    assert found["ratio"] == pytest.approx(found["adam_seconds"] / found["row_adam_seconds"])
 
 
 def test_gradients_that_differ_are_seen():

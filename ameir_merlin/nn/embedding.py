@@ -17,13 +17,15 @@ class FieldEmbeddings(nn.Module):
     field's embedding is its row; a multivalent field's is the sum of its rows. Id 0 (padding) is the zero vector and
     is never trained. Fields that name the same table share it: a history field and its target item's field.
 
-    Initialised uniformly from [-init, init]; 0.05 in Appendix D.1.
+    Initialised uniformly from [-init, init]; 0.05 in Appendix D.1. by_row: whether gradients are sparse, with the rows
+    that a batch has alone; `train.optimizer.adam` sets it.
     """
 
     def __init__(self, schema: FeatureSchema, dim: int, init: float = 0.05) -> None:
         super().__init__()
         self.schema = schema
         self.dim = dim
+        self.by_row = False
         self.offsets: dict[str, int] = {}
         rows = 1  # row 0 is the padding vector of every table
         for name, size in schema.tables.items():
@@ -43,7 +45,11 @@ class FieldEmbeddings(nn.Module):
 
     def look_up(self, rows: Tensor) -> Tensor:
         """Vectors of global `rows` (int64, any shape): float32 of that shape with K appended."""
-        return F.embedding(rows, self.weight, padding_idx=PADDING)
+        return F.embedding(rows, self.weight, padding_idx=PADDING, sparse=self.by_row)
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Sums of the vectors of global `rows`, int64 `[n, m]` to float32 `[n, K]`."""
+        return F.embedding_bag(rows, self.weight, mode="sum", padding_idx=PADDING, sparse=self.by_row)
 
     def one(self, ids: Tensor, field: Field) -> Tensor:
         """Embedding of one field: ids `[..., ]` or `[..., max_values]` for a multivalent one, to `[..., K]`."""
@@ -52,7 +58,7 @@ class FieldEmbeddings(nn.Module):
             return self.look_up(rows)
         if self.training:
             # The same sum without the single vectors, half the time of a step; ONNX has no such operator.
-            bags = F.embedding_bag(rows.flatten(0, -2), self.weight, mode="sum", padding_idx=PADDING)
+            bags = self.sums(rows.flatten(0, -2))
             return bags.view(*rows.shape[:-1], self.dim)
         return self.look_up(rows).sum(-2)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ameir_merlin.batch import Batch
@@ -20,7 +19,7 @@ def pooled_behaviours(embeddings: FieldEmbeddings, batch: Batch) -> Tensor:
         ids = batch.history[field.name]
         ids = ids.masked_fill(padded if ids.ndim == 2 else padded.unsqueeze(2), PADDING)
         rows = embeddings._rows(ids, field).flatten(1)
-        parts.append(F.embedding_bag(rows, embeddings.weight, mode="sum", padding_idx=PADDING))
+        parts.append(embeddings.sums(rows))
     return torch.cat(parts, 1)
 
 

@@ -24,7 +24,7 @@ from ameir_merlin.space import Architecture
 from ameir_merlin.train import checkpoint
 from ameir_merlin.train.loop import seeded
 from ameir_merlin.train.objectives import OBJECTIVES, Objective
-from ameir_merlin.train.optimizer import adam, cosine, gradients
+from ameir_merlin.train.optimizer import adam, checked_tables, cosine, gradients
 from ameir_merlin.train.shared import shared
 
 
@@ -131,7 +131,8 @@ def train_one_shot(
     steps = math.ceil(train.rows / rows)
     loss_of: Objective = OBJECTIVES[objective]()
     supernet.to(device)
-    optimizer = adam(supernet, settings.learning_rate, settings.l2, 0.0)
+    checked_tables(settings.tables, supernet.schema.label.task, ranks.size, "search.tables")
+    optimizer = adam(supernet, settings.learning_rate, settings.l2, 0.0, settings.tables)
     training = Training()
     if ranks.agree(resume.exists()):
         state = checkpoint.load(resume)

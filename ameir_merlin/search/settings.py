@@ -29,6 +29,7 @@ class SearchSettings:
     blocks then start from embeddings that say something already.
     epochs_behaviour, epochs_interaction (a cycle), epochs_mlp: passes over the training rows of the one-shot models.
     epochs_further: passes that each of the top candidates of Step 1 is fine-tuned for.
+    tables: what embedding tables are trained by, see `TrainSettings`.
     valid_rows: validation rows that candidates are scored on. fitness: what Step 2 and the others rank by on clicks.
     """
 
@@ -55,6 +56,7 @@ class SearchSettings:
     learning_rate: float = 1e-3
     l2: float = 1e-6
     valid_rows: int = 8192
+    tables: Literal["adam", "row_adam"] = "adam"
     fitness: Literal["auc", "logloss"] = "auc"
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from ameir_merlin.seeds import derive
 from ameir_merlin.train import checkpoint
 from ameir_merlin.train.evaluate import evaluate, main_metric
 from ameir_merlin.train.objectives import OBJECTIVES
-from ameir_merlin.train.optimizer import adam, gradients
+from ameir_merlin.train.optimizer import adam, checked_tables, gradients
 from ameir_merlin.train.settings import TrainSettings
 from ameir_merlin.train.shared import shared
 
@@ -74,7 +74,8 @@ def fit(
     objective = OBJECTIVES[settings.objective or default]()
     metric = main_metric(schema)
     model.to(device)
-    optimizer = adam(model, settings.learning_rate, settings.l2, settings.l2_network)
+    checked_tables(settings.tables, schema.label.task, ranks.size, "train.tables")
+    optimizer = adam(model, settings.learning_rate, settings.l2, settings.l2_network, settings.tables)
     state = None
     if resume is not None and ranks.agree(resume.exists()):
         state = checkpoint.load(resume)

@@ -1,23 +1,51 @@
-"""Adam with the L2 penalty of Appendix D, and one cosine schedule."""
+"""Adam with the L2 penalty of Appendix D, on tables row by row where asked, and one cosine schedule."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ameir_merlin.errors import UserError
 from ameir_merlin.nn.embedding import FieldEmbeddings
+from ameir_merlin.train.rows import RowAdam
+
+Tables = Literal["adam", "row_adam"]
 
 
-def adam(model: nn.Module, learning_rate: float, l2: float, l2_network: float) -> torch.optim.Adam:
-    """Adam (Kingma and Ba 2015), `l2` on the weights of all `FieldEmbeddings` and `l2_network` on all others."""
-    embedding = {id(m.weight) for m in model.modules() if isinstance(m, FieldEmbeddings)}
-    tables = [p for p in model.parameters() if id(p) in embedding]
-    others = [p for p in model.parameters() if id(p) not in embedding]
-    groups = [{"params": tables, "weight_decay": l2}, {"params": others, "weight_decay": l2_network}]
-    return torch.optim.Adam([g for g in groups if g["params"]], lr=learning_rate, foreach=True)
+def adam(
+    model: nn.Module, learning_rate: float, l2: float, l2_network: float, tables: Tables = "adam"
+) -> torch.optim.Adam:
+    """Adam (Kingma and Ba 2015), `l2` on the weights of all `FieldEmbeddings` and `l2_network` on all others.
+
+    tables: what the `FieldEmbeddings` are trained by; "row_adam" is `train.rows.RowAdam`, for click models, whose
+    gradients it makes sparse.
+    """
+    embeddings = [m for m in model.modules() if isinstance(m, FieldEmbeddings)]
+    for module in embeddings:
+        module.by_row = tables == "row_adam"
+    known = {id(m.weight) for m in embeddings}
+    weights = [p for p in model.parameters() if id(p) in known]
+    others = [p for p in model.parameters() if id(p) not in known]
+    groups = [
+        {"params": weights, "weight_decay": l2, "by_row": tables == "row_adam"},
+        {"params": others, "weight_decay": l2_network, "by_row": False},
+    ]
+    return RowAdam([g for g in groups if g["params"]], lr=learning_rate, foreach=True)
+
+
+def checked_tables(tables: Tables, task: str, ranks: int, key: str) -> None:
+    """`UserError` naming `key` where `tables` cannot be done: for next items, and over several processes.
+
+    A softmax has a gradient for every item; sums over processes are of dense gradients.
+    """
+    if tables == "row_adam" and task != "click":
+        raise UserError(f"{key}: 'row_adam' is for clicks, next items have gradients in every row; expected 'adam'")
+    if tables == "row_adam" and ranks > 1:
+        raise UserError(f"{key}: 'row_adam' works in one process, not in {ranks}; expected 'adam'")
 
 
 def gradients(model: nn.Module) -> Iterator[Tensor]:

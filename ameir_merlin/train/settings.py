@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,8 @@ class TrainSettings:
     learning_rate: Adam's, searched in {1e-3, 1e-4, 1e-5, 1e-6}. l2: weight of the L2 penalty on embeddings, added to
     the gradient as Adam's weight decay; `l2_network` the same for all other weights.
     objective: a name of `train.objectives.OBJECTIVES`; empty = what the model names as its own.
+    tables: what embedding tables are trained by: "adam", or "row_adam", whose updates touch the rows of the batch alone
+    and keep two numbers a row: for tables of tens of millions of rows. See `train.rows`.
     clip: largest norm of a gradient; 0 = not clipped. eval_batch: rows a step while scoring.
     """
 
@@ -24,6 +27,7 @@ class TrainSettings:
     l2: float = 1e-6
     l2_network: float = 0.0
     objective: str = ""
+    tables: Literal["adam", "row_adam"] = "adam"
     clip: float = 0.0
     eval_batch: int = 4096
 
@@ -34,3 +38,5 @@ class TrainSettings:
         for name in ("learning_rate", "l2", "l2_network", "clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
+        if self.tables == "row_adam" and self.clip:
+            raise ValueError("clip needs tables = 'adam': the norm is that of dense gradients")
