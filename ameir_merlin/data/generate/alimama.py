@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,10 @@ class _World:
         self.price = np.round(np.exp(generator.normal(4.5, 1.0, ads)), 2)
         self.latent = {}
         for fields in (*PAIRS, TRIPLE):
+            # As many numbers as fields, but n values of mean zero span n - 1 dimensions at most.
+            rank = min(len(fields), *((USER_FIELDS | AD_FIELDS)[name] - 1 for name in fields))
             for name in fields:
-                self.latent[name] = self._centred(generator, name, rank=len(fields))
+                self.latent[name] = self._centred(generator, name, rank)
         self.interest = generator.integers(AD_FIELDS["cate_id"], size=(users, 4))
         self.favourite = generator.integers(AD_FIELDS["brand"], size=(users, 4))
         self.scale: dict[tuple[str, ...], float] = {}
@@ -164,14 +167,13 @@ class _World:
         share = np.bincount(values, self._weights(name), size)
         latent = generator.normal(size=(size, rank))
         latent -= share @ latent
-        covariance = (latent * share[:, None]).T @ latent
-        try:
-            return latent @ np.linalg.inv(np.linalg.cholesky(covariance)).T
-        except np.linalg.LinAlgError as error:
+        if np.count_nonzero(share) <= rank:  # they would span less than `rank` dimensions
             raise UserError(
                 f"generate alimama: among {self.users} users and {self.ads} ads '{name}' has too few different values "
                 "for the planted rule; expected more users"
-            ) from error
+            )
+        covariance = (latent * share[:, None]).T @ latent
+        return latent @ np.linalg.inv(np.linalg.cholesky(covariance)).T
 
     def parts(self, impressions: int, behaviours: int) -> Iterator[_Part]:
         counts = np.random.default_rng([self.seed, 1]).multinomial(impressions, self.activity)
@@ -211,9 +213,7 @@ class _World:
         index = dict.fromkeys(USER_FIELDS, part.user) | dict.fromkeys(AD_FIELDS, part.ad)
         total = np.zeros(len(part.user))
         for fields in (*PAIRS, TRIPLE):
-            product = np.ones((len(part.user), len(fields)))
-            for name in fields:
-                product = product * self.latent[name][self.values[name][index[name]]]
+            product = reduce(np.multiply, (self.latent[name][self.values[name][index[name]]] for name in fields))
             weight = self.strength.pair if len(fields) == 2 else self.strength.triple
             total += weight * self._standard(fields, product.sum(1))
         total += self.strength.recency * self._standard(("recency",), self._recency(part))
