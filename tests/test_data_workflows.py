@@ -14,6 +14,7 @@ from data_helpers import joined, prepared, reference_history, reference_id, voca
 
 from ameir_merlin.data.dataset import load_definition
 from ameir_merlin.data.generate import GENERATORS, generate
+from ameir_merlin.data.generate import alimama as alimama_logs
 from ameir_merlin.data.generate.alimama import PAIRS, TRIPLE
 from ameir_merlin.data.parquet import ResidentData
 from ameir_merlin.data.prepare import prepare
@@ -444,3 +445,26 @@ def test_planted_fields_say_nothing_alone_and_much_together(tmp_path):
     for left in range(3):
         assert explained([f for i, f in enumerate(triple) if i != left]) < 0.01
     assert explained(["cms_group_id", "brand"]) < 0.01  # not planted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_vectors_are_centred_and_white(seed):
+    """Of mean zero and covariance one over the rows, in as many dimensions as the values of each field span."""
+    world = alimama_logs._World(seed, 300, 200, 4.0, alimama_logs.Strength())
+    for fields in (*alimama_logs.PAIRS, alimama_logs.TRIPLE):
+        rank = {len(world.latent[name][0]) for name in fields}
+        assert rank == {min(len(fields), *(len(np.unique(world.values[name])) - 1 for name in fields))}
+        for name in fields:
+            share = world.activity if name in alimama_logs.USER_FIELDS else world.popularity
+            rows = world.latent[name][world.values[name]]
+            np.testing.assert_allclose(share @ rows, 0, atol=1e-9)
+            np.testing.assert_allclose((rows * share[:, None]).T @ rows, np.eye(rows.shape[1]), atol=1e-9)
+
+
+def test_too_few_values_for_the_planted_rule():
+    """Ten users now and then have two of four levels of a class."""
+    with pytest.raises(
+        UserError, match="among 10 users and 200 ads 'new_user_class_level' has too few different values"
+    ):
+        for seed in range(200):
+            alimama_logs._World(seed, 10, 200, 4.0, alimama_logs.Strength())
