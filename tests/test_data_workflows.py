@@ -462,9 +462,9 @@ def test_planted_vectors_are_centred_and_white(seed):
 
 
 def test_too_few_values_for_the_planted_rule():
-    """Ten users now and then have two of four levels of a class."""
-    with pytest.raises(
-        UserError, match="among 10 users and 200 ads 'new_user_class_level' has too few different values"
-    ):
-        for seed in range(200):
+    def worlds(count: int) -> None:
+        for seed in range(count):
             alimama_logs._World(seed, 10, 200, 4.0, alimama_logs.Strength())
+
+    with pytest.raises(UserError, match="among 10 users and 200 ads 'new_user_class_level' has too few different"):
+        worlds(200)  # of ten users, all are now and then of two of the four classes
