@@ -112,6 +112,10 @@ def test_movielens_at_random(tmp_path):
         ("0,train", "2,train", r"line 2: column 'label' is 2, expected 0 or 1"),
         ("1,valid", ",valid", r"line 3: column 'label' is None, expected 0 or 1"),
         ("1,test", "1,dev", r"line 4: column 'split' is 'dev'"),
+        ("2 3", "2 x", r"line 3: column 'hist' is '2 x', expected numbers of films with blanks between"),
+        ("2 3", "9" * 30, r"line 3: column 'hist' is '9+', expected numbers of films"),
+        ("881250951", "", r"line 4: column 'timestamp' is empty, expected a value"),
+        ("\n1,2,49", "\n,2,49", r"line 2: column 'user_id' is empty, expected a value"),
     ]:
         path.write_bytes(gzip.compress("\n".join(lines).replace(old, new).encode()))
         with pytest.raises(UserError, match=message):
@@ -217,6 +221,19 @@ def test_beauty_takes_given_negatives(tmp_path):
     assert (
         read(definition("beauty", negatives="popularity"), tmp_path)["test"]["negatives"] != rows["test"]["negatives"]
     )
+    whole, target = path.read_bytes(), [sequences[u][-1] for u in users]
+    for arrays, message in [
+        ({"user": users, "target": target}, r"no whole file with arrays user, target and neg \('neg is not"),
+        ({"user": users, "target": target, "neg": negatives[:5]}, r"'neg' is int64 \[5, 100\], expected integers \[12"),
+        ({"user": users, "target": target, "neg": negatives * 0.5}, r"'neg' is float64 \[12, 100\], expected integers"),
+    ]:  # fmt: skip
+        np.savez(path, **arrays)
+        with pytest.raises(UserError, match=rf"beauty_eval_neg100\.npz: .*{message}"):
+            read(definition("beauty"), tmp_path)
+    for broken in (b"", b"no archive", whole[:900], whole[:900] + bytes(99) + whole[999:]):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"beauty_eval_neg100\.npz: no whole file with arrays"):
+            read(definition("beauty"), tmp_path)
     np.savez(path, user=users, target=[0] * 12, neg=negatives)
     with pytest.raises(UserError, match="'target' is not each user's last item"):
         read(definition("beauty"), tmp_path)
