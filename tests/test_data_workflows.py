@@ -19,6 +19,7 @@ from ameir_merlin.data.parquet import ResidentData
 from ameir_merlin.data.prepare import prepare
 from ameir_merlin.data.sequences import Sequences, draw_negatives, train_rows, windows
 from ameir_merlin.errors import UserError
+from ameir_merlin.progress import Silent
 from ameir_merlin.schema import FeatureSchema
 
 WORKFLOWS = Path(__file__).parent.parent / "workflows"
@@ -411,6 +412,56 @@ def test_alimama_faults(alimama, tmp_path, file, old, new, message):
 def test_alimama_option_out_of_range():
     with pytest.raises(UserError, match="option 'user_fraction' is 0"):
         definition("alimama", user_fraction=0.0)
+
+
+# What is told --------------------------------------------------------------------------------------------------------
+
+
+class Said(Silent):
+    """Keeps the lines that are said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sizes"),
+    [
+        ("alimama", {"user_fraction": 1.0}, {"users": 40, "impressions": 600}),
+        ("avazu", {}, {"rows": 200}),
+        ("beauty", {"source": "ratings"}, {"users": 300, "items": 150}),
+        ("criteo", {}, {"rows": 200}),
+        ("steam", {}, {"users": 300, "items": 150}),
+    ],
+)
+def test_statistics_are_told_beside_the_paper(tmp_path, name, options, sizes):
+    dataset, said = definition(name, **options), Said()
+    generate(name, tmp_path / "raw", **sizes)
+    prepare(dataset, tmp_path / "raw", tmp_path / "out", progress=said)
+    told = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert len(said.lines) == len(dataset.paper) + 1
+    differ = []
+    for line, (figure, theirs) in zip(said.lines, dataset.paper.items(), strict=False):
+        called, ours, paper, shown, *differs = line.replace(",", "").split()
+        digits = len(shown.partition(".")[2])
+        assert (called, paper, float(shown)) == (figure, "paper", theirs)
+        assert float(ours) == round(told[figure], digits)
+        assert differs == ["differs"] * (float(ours) != theirs)
+        differ += [figure] * len(differs)
+    assert differ == told["differs"] != []
+    assert said.lines[-1] == f"{type(dataset).__name__}: differs from the paper in {', '.join(differ)}"
+
+
+def test_statistics_without_a_paper_are_told(tmp_path):
+    said = Said()
+    ratings = movielens(tmp_path)
+    prepare(definition("movielens"), tmp_path, tmp_path / "out", progress=said)
+    liked = sum(r[2] >= 4 for r in ratings) / 30
+    items = len({r[1] for r in ratings})
+    assert said.lines == [f"MovieLens: users 2, items {items}, interactions 30, liked_share {liked:.6g}"]
 
 
 # Generators --------------------------------------------------------------------------------------------------------

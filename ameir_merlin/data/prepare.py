@@ -77,7 +77,7 @@ def prepare(
         schema.save(work / "schema.json")
         for left in ("staged", "scratch", "preprocess/vocabularies/counts"):
             shutil.rmtree(work / left, ignore_errors=True)
-    for line in told(type(dataset).__name__, beside):
+    for line in told(type(dataset).__name__, beside, statistics):
         progress.say(line)
     return schema
 
