@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -473,6 +474,55 @@ def test_generator_is_fixed_by_its_seed(tmp_path):
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
     assert (tmp_path / "a" / "raw_sample.csv").read_bytes() != (tmp_path / "c" / "raw_sample.csv").read_bytes()
+
+
+def test_generated_alimama_is_as_published(tmp_path):
+    generate("alimama", tmp_path, users=800, impressions=16_000, published=1)
+    figures = read(definition("alimama", user_fraction=1.0), tmp_path)["statistics"]
+    assert figures["mean_length"] == pytest.approx(46.31, abs=2)
+    assert figures["click_share"] == pytest.approx(0.0514, abs=0.01)
+    ads, people, sample = (table(tmp_path / f"{n}.csv") for n in ("ad_feature", "user_profile", "raw_sample"))
+    assert len(ads) == 400
+    for name, ratio in {"campaign_id": 0.5, "customer": 0.302}.items():
+        assert len({ad[name] for ad in ads}) == pytest.approx(400 * ratio, abs=1)
+    assert np.mean([ad["brand"] == "NULL" for ad in ads]) == pytest.approx(0.29, abs=0.07)
+    assert np.mean([p["pvalue_level"] == "" for p in people]) == pytest.approx(0.54, abs=0.06)
+    assert np.mean([p["new_user_class_level "] == "" for p in people]) == pytest.approx(0.32, abs=0.06)
+    assert len({p["cms_segid"] for p in people}) == 97
+    assert {r["user"] for r in sample} - {p["userid"] for p in people}, "each user has a profile"
+    shown = sorted(Counter(r["adgroup_id"] for r in sample).values(), reverse=True)
+    assert sum(shown[:40]) > 0.5 * len(sample), "ads are shown equally often"
+
+
+@pytest.mark.parametrize(("name", "mean"), [("beauty", 8.876), ("steam", 12.391)])
+def test_generated_sequences_are_as_long_as_published(tmp_path, name, mean):
+    generate(name, tmp_path, users=2_000, items=400)
+    options = {"source": "ratings"} if name == "beauty" else {}
+    figures = read(definition(name, **options), tmp_path)["statistics"]
+    assert figures["min_length"] == 5
+    assert figures["max_length"] > 6 * mean
+    assert figures["mean_length"] == pytest.approx(mean, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "share", "values", "absent"),
+    [
+        ("criteo", "label", 0.2562, {"C5": 305, "C6": 24, "C9": 3, "C14": 27}, {"C22": 0.76, "C3": 0.03, "I12": 0.77}),
+        ("avazu", "click", 0.1698, {"site_category": 26, "C18": 4, "hour": 24, "day": 10}, {"device_ip": 0}),
+    ],
+)
+def test_generated_impressions_are_as_published(tmp_path, name, label, share, values, absent):
+    generate(name, tmp_path, rows=20_000)
+    rows = read(definition(name), tmp_path)
+    column = {n: joined(rows[s][n] for s in ("train", "valid", "test")) for n in (label, *values, *absent)}
+    assert np.mean(column[label]) == pytest.approx(share, abs=0.01)
+    for field, count in values.items():
+        assert len(set(column[field]) - {None}) == count
+    for field, part in absent.items():
+        assert np.mean([v is None for v in column[field]]) == pytest.approx(part, abs=0.015)
+    if "C5" in values:
+        most = Counter(column["C5"]).most_common(1)[0][1] / 20_000
+        assert most == pytest.approx(np.log(2) / np.log(306), abs=0.01), "frequencies fall as 1 / rank"
 
 
 def test_unknown_generator(tmp_path):
