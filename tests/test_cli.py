@@ -15,6 +15,7 @@ from pathlib import Path
 import made_up_run
 import pytest
 import small_config
+import tiny_run
 from typer.testing import CliRunner
 
 from ameir_merlin.cli import _generate, app
@@ -205,6 +206,38 @@ def test_interrupted(tmp_path, definition, sent, code, begun):
         assert "the same command goes on from here" in err
         assert "ameir-merlin run slow.toml --data raw --out run" in err
     assert (tmp_path / "run" / "config.toml").exists() == begun
+
+
+@pytest.mark.timeout(240)
+def test_the_cluster_and_its_options_reach_dask(tmp_path, monkeypatch):
+    import dask.distributed
+    import pyarrow.parquet as pq
+
+    given, spill = {}, str(tmp_path / "spill")
+
+    class Recording(dask.distributed.LocalCluster):
+        def __init__(self, **options):
+            given.update(options)
+            super().__init__(**options)
+
+    monkeypatch.setattr(dask.distributed, "LocalCluster", Recording)
+    tiny_run.write(tmp_path)
+    on = {"workers": 1, "worker_memory": '"3GB"', "spill": f'"{spill}"'}
+    found = {}
+    for out, options in (("here", []), ("there", ["--cluster", "local", *_set(on)])):
+        command = ["prepare", tmp_path / "tiny.toml", "--data", tmp_path / "raw", "--out", tmp_path / out]
+        done = CliRunner().invoke(app, [*map(str, command), *_set({"partition_rows": 500}), *options])
+        assert done.exit_code == 0, done.stderr
+        data = tmp_path / out / "data"
+        found[out] = {str(p.relative_to(data)): pq.read_table(p).to_pydict() for p in data.rglob("*.parquet")}
+    assert found["here"] == found["there"]
+    assert sum(name.startswith("train/") for name in found["there"]) == 3  # of about 1,270 rows
+    expected = {"n_workers": 1, "memory_limit": "3GB", "local_directory": spill}
+    assert {name: given[name] for name in expected} == expected
+
+
+def _set(values: dict[str, object]) -> list[str]:
+    return [part for name, value in values.items() for part in ("--set", f"data.{name}={value}")]
 
 
 class Clock:

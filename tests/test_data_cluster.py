@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import logging
 import os
 import signal
 from pathlib import Path
@@ -132,3 +134,25 @@ def test_no_gpu(raw, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cluster 'cuda': no GPU that dask-cuda can use"):
         prepared_with(raw, tmp_path / "data", Cluster("cuda"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_gpus_by_dask_cuda(raw, alone, tmp_path, monkeypatch):
+    """A stand-in without GPUs in place of dask-cuda's cluster, given what that one takes."""
+    import dask_cuda
+    from dask.distributed import LocalCluster
+
+    known = {*inspect.signature(dask_cuda.LocalCUDACluster).parameters, *inspect.signature(LocalCluster).parameters}
+    given = {}
+
+    class Gpus(LocalCluster):
+        def __init__(self, **options):
+            given.update(options)
+            ours = {k: v for k, v in options.items() if k != "device_memory_limit"}
+            super().__init__(n_workers=1, threads_per_worker=1, silence_logs=logging.CRITICAL, **ours)
+
+    monkeypatch.setattr(dask_cuda, "LocalCUDACluster", Gpus)
+    spill = str(tmp_path / "spill")
+    assert prepared_with(raw, tmp_path / "data", Cluster("cuda", worker_memory="3GB", spill=spill)) == alone
+    assert given["device_memory_limit"] == "3GB"
+    assert given["local_directory"] == spill
+    assert set(given) <= known

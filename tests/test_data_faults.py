@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from data_helpers import prepared, vocabulary
-from test_data_workflows import definition, movielens
+from test_data_workflows import WORKFLOWS, definition, movielens
 
-import ameir_merlin.data
+import ameir_merlin
 from ameir_merlin.data.generate import generate
 from ameir_merlin.data.parquet import ResidentData
 from ameir_merlin.data.prepare import prepare
+from ameir_merlin.data.workflow import Preparation
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import FeatureSchema
 
@@ -334,16 +336,17 @@ def test_what_is_written_is_json_and_parquet_with_a_format(good):
         assert json.loads((good / name).read_text())["format"] == 1
 
 
-def test_nothing_in_the_data_part_unpickles():
-    folder = Path(ameir_merlin.data.__file__).parent
-    sources = [*folder.rglob("*.py")]
-    assert len(sources) > 15
+UNPICKLES = r"\b(pickle\.loads?|Unpickler|cloudpickle|joblib|Workflow\.load)\b|allow_pickle=True|weights_only=False"
+
+
+def test_nothing_in_the_package_unpickles():
+    sources = [*Path(ameir_merlin.__file__).parent.rglob("*.py"), *WORKFLOWS.glob("*.py")]
+    assert len(sources) > 100
     for path in sources:
         text = path.read_text()
-        assert not re.search(r"\b(pickle|cloudpickle|joblib|torch\.load|Workflow\.load)\b|allow_pickle=True", text), (
-            path
-        )
-        assert not re.search(r"(?<!\.)\b(eval|exec)\(", text), path
+        assert not re.search(UNPICKLES, text), path
+        assert text.count("torch.load(") == len(re.findall(r"torch\.load\([^()]*weights_only=True\)", text)), path
+        assert not re.search(r"(?<![.\w])(eval|exec)\(", text), path
 
 
 def test_a_prepared_folder_of_another_format_is_refused(good, tmp_path):
@@ -351,3 +354,8 @@ def test_a_prepared_folder_of_another_format_is_refused(good, tmp_path):
     (tmp_path / "schema.json").write_text(json.dumps(value | {"format": 2}))
     with pytest.raises(UserError, match=r"schema\.json: format 2, this version reads 1"):
         FeatureSchema.load(tmp_path / "schema.json")
+    whole = shutil.copytree(good, tmp_path / "whole")
+    file = whole / "preprocess" / "preprocess.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
+    with pytest.raises(UserError, match=r"preprocess\.json: format 2, this version reads 1"):
+        Preparation.restored(definition("alimama", user_fraction=1.0), whole)

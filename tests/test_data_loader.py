@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -11,8 +14,9 @@ import pytest
 import torch
 from test_data_parquet import CLICK, RETRIEVAL, as_rows, click_rows, equal, write
 
+from ameir_merlin.data import loader, parquet
 from ameir_merlin.data.loader import BatchLoader, MerlinData, dataset
-from ameir_merlin.data.parquet import ResidentData, StreamedData
+from ameir_merlin.data.parquet import ResidentData, StreamedData, read_bundle
 from ameir_merlin.data.source import open_data
 from ameir_merlin.errors import UserError
 
@@ -26,6 +30,42 @@ def test_same_batches_as_without_merlin(tmp_path, seed, bundle, size):
     assert ours.rows == 48
     for _ in range(2):  # a second pass is like the first
         assert equal(ours.batches(size, seed=seed), kept.batches(size, seed=seed))
+
+
+WITHOUT_MERLIN = """
+import importlib, json, sys
+
+# As if nothing but torch, numpy and pyarrow were there.
+absent = ("merlin", "nvtabular", "dask", "distributed", "pandas", "cudf", "psutil", "pydantic", "typer", "rich")
+sys.modules |= dict.fromkeys(absent)
+from ameir_merlin.data.source import open_data
+from ameir_merlin.schema import FeatureSchema
+
+for place in ("nn.operations", "models", "train.loop", "search.pipeline"):
+    importlib.import_module(f"ameir_merlin.{place}")
+schema = FeatureSchema.load(sys.argv[2])
+for resident in ("auto", True, False):
+    data = open_data(sys.argv[1], schema, resident=resident)
+    rows = [
+        [b.sparse["user"].tolist(), b.dense.tolist(), b.history["h_tags"].tolist(), b.mask.tolist(), b.label.tolist()]
+        for b in data.batches(7, seed=3)
+    ]
+    print(json.dumps([type(data).__name__, rows]))
+"""
+
+
+def test_same_batches_on_a_machine_without_merlin(tmp_path):
+    write(tmp_path / "rows", 10, 1, 7, 30)
+    CLICK.save(tmp_path / "schema.json")
+    expected = [
+        [b.sparse["user"].tolist(), b.dense.tolist(), b.history["h_tags"].tolist(), b.mask.tolist(), b.label.tolist()]
+        for b in MerlinData(tmp_path / "rows", CLICK).batches(7, seed=3)
+    ]
+    command = [sys.executable, "-c", WITHOUT_MERLIN, str(tmp_path / "rows"), str(tmp_path / "schema.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [kind for kind, _ in found] == ["ResidentData", "ResidentData", "StreamedData"]
+    assert all(batches == expected for _, batches in found)
 
 
 def test_same_rows_as_stock_merlin(tmp_path):
@@ -74,6 +114,33 @@ def test_fault_in_the_reading_thread_is_raised_and_ends_it(tmp_path):
     with pytest.raises(UserError, match=r"part-1\.parquet: not a whole Parquet file"):
         list(data.batches(3))
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("kind", [StreamedData, MerlinData])
+def test_the_next_bundle_is_read_while_one_is_worked_on(tmp_path, monkeypatch, kind):
+    write(tmp_path, *[8] * 10)
+    started = {number: threading.Event() for number in range(40)}
+
+    def read(groups, schema, seed, number):
+        started[number].set()
+        return read_bundle(groups, schema, seed, number)
+
+    for module in (parquet, loader):
+        monkeypatch.setattr(module, "read_bundle", read)
+    batches = kind(tmp_path, CLICK, bundle_rows=4).batches(4)
+    next(batches)
+    assert started[1].wait(10), "nobody reads while the first batch is worked on"
+    assert not started[5].wait(0.2), "more is read than is needed"
+    batches.close()
+
+
+def test_a_larger_vocabulary_than_declared_is_refused(tmp_path):
+    write(tmp_path, 10)
+    table = pq.read_table(tmp_path / "part-0.parquet")
+    users = pa.array([9 if row == 6 else 3 for row in range(10)])
+    pq.write_table(table.set_column(0, "user", users), tmp_path / "part-0.parquet", row_group_size=4)
+    with pytest.raises(UserError, match=r"part-0\.parquet: row 6: column 'user' has id 9, but its table has 9 rows"):
+        list(MerlinData(tmp_path, CLICK).batches(4))
 
 
 def test_a_pass_that_is_left_stops_its_thread(tmp_path):

@@ -48,6 +48,8 @@ def test_read_table_without_header_gzipped_with_tabs(tmp_path):
         ("a,b\n1,2\n\0,3\n", r"x.csv: line 3: column 'a' is '\\x00', expected int64"),
         ("a,b\n1,2\n" + "9" * 200 + ",3\n", "x.csv: line 3: column 'a' is '9{60}', expected int64"),
         ('a,b\n"1","2"\n"x",3\n', "x.csv: line 3: column 'a' is 'x', expected int64"),
+        ('a,b\n1,2\n"1,2\n3,4\n5,6\n', "x.csv: line 3: 1 values, expected 2"),
+        ('a,b\n1,2\n"' + "1,2\n" * 50_000, "x.csv: line 3: field larger than field limit"),
         ("a,b,a\n1,2,3\n", "x.csv: line 1: column 'a' is there 2 times"),
         ("\0\0\0", r"x.csv: line 1: expected a header, got '\\x00"),
         ("b,c\n1,2\n", "x.csv: no column 'a'; its columns are b, c"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_helpers import prepared, vocabulary
-from test_data_workflows import definition, read
+from test_data_workflows import Said, definition, read
 
 from ameir_merlin.data.parquet import ResidentData
 from ameir_merlin.data.prepare import prepare
@@ -32,7 +32,9 @@ if ASKED or REAL.is_dir():
     @pytest.mark.timeout(300)
     def test_beauty_is_table_7(tmp_path):
         dataset = definition("beauty")
-        schema = prepare(dataset, REAL, tmp_path / "out")
+        said = Said()
+        schema = prepare(dataset, REAL, tmp_path / "out", progress=said)
+        assert said.lines[-1] == "Beauty: as in the paper"
         told = json.loads((tmp_path / "out" / "statistics.json").read_text())
         rows = beside_paper(told, dataset.paper)
         assert {name: ours for name, ours, _, _ in rows} == {

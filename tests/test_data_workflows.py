@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ameir_merlin.data.parquet import ResidentData
 from ameir_merlin.data.prepare import prepare
 from ameir_merlin.data.sequences import Sequences, draw_negatives, train_rows, windows
 from ameir_merlin.errors import UserError
+from ameir_merlin.progress import Silent
 from ameir_merlin.schema import FeatureSchema
 
 WORKFLOWS = Path(__file__).parent.parent / "workflows"
@@ -113,6 +115,10 @@ def test_movielens_at_random(tmp_path):
         ("0,train", "2,train", r"line 2: column 'label' is 2, expected 0 or 1"),
         ("1,valid", ",valid", r"line 3: column 'label' is None, expected 0 or 1"),
         ("1,test", "1,dev", r"line 4: column 'split' is 'dev'"),
+        ("2 3", "2 x", r"line 3: column 'hist' is '2 x', expected numbers of films with blanks between"),
+        ("2 3", "9" * 30, r"line 3: column 'hist' is '9+', expected numbers of films"),
+        ("881250951", "", r"line 4: column 'timestamp' is empty, expected a value"),
+        ("\n1,2,49", "\n,2,49", r"line 2: column 'user_id' is empty, expected a value"),
     ]:
         path.write_bytes(gzip.compress("\n".join(lines).replace(old, new).encode()))
         with pytest.raises(UserError, match=message):
@@ -218,6 +224,19 @@ def test_beauty_takes_given_negatives(tmp_path):
     assert (
         read(definition("beauty", negatives="popularity"), tmp_path)["test"]["negatives"] != rows["test"]["negatives"]
     )
+    whole, target = path.read_bytes(), [sequences[u][-1] for u in users]
+    for arrays, message in [
+        ({"user": users, "target": target}, r"no whole file with arrays user, target and neg \('neg is not"),
+        ({"user": users, "target": target, "neg": negatives[:5]}, r"'neg' is int64 \[5, 100\], expected integers \[12"),
+        ({"user": users, "target": target, "neg": negatives * 0.5}, r"'neg' is float64 \[12, 100\], expected integers"),
+    ]:  # fmt: skip
+        np.savez(path, **arrays)
+        with pytest.raises(UserError, match=rf"beauty_eval_neg100\.npz: .*{message}"):
+            read(definition("beauty"), tmp_path)
+    for broken in (b"", b"no archive", whole[:900], whole[:900] + bytes(99) + whole[999:]):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"beauty_eval_neg100\.npz: no whole file with arrays"):
+            read(definition("beauty"), tmp_path)
     np.savez(path, user=users, target=[0] * 12, neg=negatives)
     with pytest.raises(UserError, match="'target' is not each user's last item"):
         read(definition("beauty"), tmp_path)
@@ -397,6 +416,56 @@ def test_alimama_option_out_of_range():
         definition("alimama", user_fraction=0.0)
 
 
+# What is told --------------------------------------------------------------------------------------------------------
+
+
+class Said(Silent):
+    """Keeps the lines that are said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sizes"),
+    [
+        ("alimama", {"user_fraction": 1.0}, {"users": 40, "impressions": 600}),
+        ("avazu", {}, {"rows": 200}),
+        ("beauty", {"source": "ratings"}, {"users": 300, "items": 150}),
+        ("criteo", {}, {"rows": 200}),
+        ("steam", {}, {"users": 300, "items": 150}),
+    ],
+)
+def test_statistics_are_told_beside_the_paper(tmp_path, name, options, sizes):
+    dataset, said = definition(name, **options), Said()
+    generate(name, tmp_path / "raw", **sizes)
+    prepare(dataset, tmp_path / "raw", tmp_path / "out", progress=said)
+    told = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert len(said.lines) == len(dataset.paper) + 1
+    differ = []
+    for line, (figure, theirs) in zip(said.lines, dataset.paper.items(), strict=False):
+        called, ours, paper, shown, *differs = line.replace(",", "").split()
+        digits = len(shown.partition(".")[2])
+        assert (called, paper, float(shown)) == (figure, "paper", theirs)
+        assert float(ours) == round(told[figure], digits)
+        assert differs == ["differs"] * (float(ours) != theirs)
+        differ += [figure] * len(differs)
+    assert differ == told["differs"] != []
+    assert said.lines[-1] == f"{type(dataset).__name__}: differs from the paper in {', '.join(differ)}"
+
+
+def test_statistics_without_a_paper_are_told(tmp_path):
+    said = Said()
+    ratings = movielens(tmp_path)
+    prepare(definition("movielens"), tmp_path, tmp_path / "out", progress=said)
+    liked = sum(r[2] >= 4 for r in ratings) / 30
+    items = len({r[1] for r in ratings})
+    assert said.lines == [f"MovieLens: users 2, items {items}, interactions 30, liked_share {liked:.6g}"]
+
+
 # Generators --------------------------------------------------------------------------------------------------------
 
 
@@ -406,6 +475,55 @@ def test_generator_is_fixed_by_its_seed(tmp_path):
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
     assert (tmp_path / "a" / "raw_sample.csv").read_bytes() != (tmp_path / "c" / "raw_sample.csv").read_bytes()
+
+
+def test_generated_alimama_is_as_published(tmp_path):
+    generate("alimama", tmp_path, users=800, impressions=16_000, published=1)
+    figures = read(definition("alimama", user_fraction=1.0), tmp_path)["statistics"]
+    assert figures["mean_length"] == pytest.approx(46.31, abs=2)
+    assert figures["click_share"] == pytest.approx(0.0514, abs=0.01)
+    ads, people, sample = (table(tmp_path / f"{n}.csv") for n in ("ad_feature", "user_profile", "raw_sample"))
+    assert len(ads) == 400
+    for name, ratio in {"campaign_id": 0.5, "customer": 0.302}.items():
+        assert len({ad[name] for ad in ads}) == pytest.approx(400 * ratio, abs=1)
+    assert np.mean([ad["brand"] == "NULL" for ad in ads]) == pytest.approx(0.29, abs=0.07)
+    assert np.mean([p["pvalue_level"] == "" for p in people]) == pytest.approx(0.54, abs=0.06)
+    assert np.mean([p["new_user_class_level "] == "" for p in people]) == pytest.approx(0.32, abs=0.06)
+    assert len({p["cms_segid"] for p in people}) == 97
+    assert {r["user"] for r in sample} - {p["userid"] for p in people}, "each user has a profile"
+    shown = sorted(Counter(r["adgroup_id"] for r in sample).values(), reverse=True)
+    assert sum(shown[:40]) > 0.5 * len(sample), "ads are shown equally often"
+
+
+@pytest.mark.parametrize(("name", "mean"), [("beauty", 8.876), ("steam", 12.391)])
+def test_generated_sequences_are_as_long_as_published(tmp_path, name, mean):
+    generate(name, tmp_path, users=2_000, items=400)
+    options = {"source": "ratings"} if name == "beauty" else {}
+    figures = read(definition(name, **options), tmp_path)["statistics"]
+    assert figures["min_length"] == 5
+    assert figures["max_length"] > 6 * mean
+    assert figures["mean_length"] == pytest.approx(mean, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "share", "values", "absent"),
+    [
+        ("criteo", "label", 0.2562, {"C5": 305, "C6": 24, "C9": 3, "C14": 27}, {"C22": 0.76, "C3": 0.03, "I12": 0.77}),
+        ("avazu", "click", 0.1698, {"site_category": 26, "C18": 4, "hour": 24, "day": 10}, {"device_ip": 0}),
+    ],
+)
+def test_generated_impressions_are_as_published(tmp_path, name, label, share, values, absent):
+    generate(name, tmp_path, rows=20_000)
+    rows = read(definition(name), tmp_path)
+    column = {n: joined(rows[s][n] for s in ("train", "valid", "test")) for n in (label, *values, *absent)}
+    assert np.mean(column[label]) == pytest.approx(share, abs=0.01)
+    for field, count in values.items():
+        assert len(set(column[field]) - {None}) == count
+    for field, part in absent.items():
+        assert np.mean([v is None for v in column[field]]) == pytest.approx(part, abs=0.015)
+    if "C5" in values:
+        most = Counter(column["C5"]).most_common(1)[0][1] / 20_000
+        assert most == pytest.approx(np.log(2) / np.log(306), abs=0.01), "frequencies fall as 1 / rank"
 
 
 def test_unknown_generator(tmp_path):

@@ -23,7 +23,7 @@ import pyarrow as pa
 from ameir_merlin.data.dataset import Dataset, Raw, Split
 from ameir_merlin.data.interactions import Interactions
 from ameir_merlin.data.raw import find, open_lines, read_table, refuse
-from ameir_merlin.data.sequences import Sequences, read_sequences, splits
+from ameir_merlin.data.sequences import PER_TARGET, Sequences, read_sequences, splits
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
 
@@ -106,8 +106,17 @@ class Beauty(Dataset):
         return found.sequences(path, CORE)
 
     def _given(self, path: Path, sequences: Sequences) -> np.ndarray:
-        with np.load(path, allow_pickle=False) as arrays:
-            user, target, neg = (arrays[name].astype(np.int64) for name in ("user", "target", "neg"))
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                user, target, neg = (arrays[name] for name in ("user", "target", "neg"))
+        except Exception as error:  # numpy raises whatever zip, zlib or its own header raised
+            raise UserError(f"{path}: no whole file with arrays user, target and neg ({error})") from error
+        for name, array, shape in (("user", user, ()), ("target", target, ()), ("neg", neg, (PER_TARGET,))):
+            if array.dtype.kind not in "iu" or array.shape != (user.size, *shape):
+                raise UserError(
+                    f"{path}: array '{name}' is {array.dtype} {list(array.shape)}, "
+                    f"expected integers {[user.size, *shape]}"
+                )
         place = {u: row for row, u in enumerate(user.tolist())}
         users = sequences.users.tolist()
         if any(u not in place for u in users):
@@ -115,7 +124,7 @@ class Beauty(Dataset):
         rows = np.array([place[u] for u in users])
         if (target[rows] != np.array([s[-1] for s in sequences.items])).any():
             raise UserError(f"{path}: array 'target' is not each user's last item in beauty.txt")
-        return neg[rows]
+        return neg[rows].astype(np.int64)
 
 
 DATASET = Beauty

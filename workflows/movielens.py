@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from ameir_merlin.data.dataset import SPLITS, Dataset, Raw, Split
 from ameir_merlin.data.histories import previous
-from ameir_merlin.data.raw import check_click, check_unique, find, lookup, read_table
+from ameir_merlin.data.raw import check_click, check_unique, find, lookup, read_table, refuse
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
 
@@ -102,9 +102,7 @@ class MovieLens(Dataset):
             {"user_id:token": "int64", "item_id:token": "int64", "rating:float": "float64", "timestamp:float": "int64"},
         )
         for name in ("user_id", "item_id", "rating", "timestamp"):
-            if ratings[name].null_count:
-                row = int(np.argmax(ratings[name].is_null().to_numpy()))
-                raise UserError(f"{path}: line {row + 2}: column '{name}' is empty")
+            refuse(path, 2, name, ratings[name], ratings[name].is_valid().to_numpy(), "a value")
         path = find(folder, "ml-100k.user")
         people = _whole(
             path,
@@ -144,6 +142,10 @@ class MovieLens(Dataset):
         parts = []
         for line, part in read_table(path, kinds):
             check_click(path, line, "label", part["label"])
+            for name in ("user_id", "item_id", "timestamp"):
+                refuse(path, line, name, part[name], part[name].is_valid().to_numpy(), "a value")
+            films = pc.fill_null(pc.match_substring_regex(part["hist"], r"^\d{1,18}( \d{1,18})*$"), True)
+            refuse(path, line, "hist", part["hist"], films.to_numpy(), "numbers of films with blanks between")
             parts.append(part)
         rows = pa.concat_tables(parts)
         splits = rows["split"].to_numpy()

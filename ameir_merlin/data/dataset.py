@@ -19,6 +19,7 @@ from ameir_merlin.schema import FeatureSchema
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 USER = "_user"  # extra column of retrieval rows: the raw user id, kept for aligned evaluation
+FORMAT = 1  # of preprocess.json in a prepared folder
 TARGETS = 5  # the last items of a training window, to predict (Appendix D.2)
 NEGATIVES = "negatives"  # extra column of retrieval rows: items to rank the target against
 SEEN = "seen"  # extra column of retrieval rows: all items that the user had before the target

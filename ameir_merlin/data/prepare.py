@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ameir_merlin.checksums import WRITTEN
 from ameir_merlin.data.cluster import HERE, Cluster, connected, watched
-from ameir_merlin.data.dataset import NEGATIVES, SEEN, SPLITS, USER, Dataset, Split
+from ameir_merlin.data.dataset import FORMAT, NEGATIVES, SEEN, SPLITS, USER, Dataset, Split
 from ameir_merlin.data.scratch import scratch_in
 from ameir_merlin.data.statistics import beside_paper, summary, told
 from ameir_merlin.errors import UserError
@@ -30,7 +30,6 @@ from ameir_merlin.files import atomic_folder, write_json
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.schema import FeatureSchema
 
-FORMAT = 1
 PARTITION_ROWS = 32_768
 CHECK_ROWS = 2_048  # raw test rows kept for the serving check
 
@@ -77,7 +76,7 @@ def prepare(
         schema.save(work / "schema.json")
         for left in ("staged", "scratch", "preprocess/vocabularies/counts"):
             shutil.rmtree(work / left, ignore_errors=True)
-    for line in told(type(dataset).__name__, beside):
+    for line in told(type(dataset).__name__, beside, statistics):
         progress.say(line)
     return schema
 

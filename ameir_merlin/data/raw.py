@@ -186,17 +186,18 @@ def _explain(path, header, columns, separator, line, quote, error) -> UserError:
     """What is wrong with the first bad row from `line` on: read once more as text, slowly."""
     lines = islice(open_lines(path), line - 1, None)
     rows = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE)
+    where = f"{path}: line {line}"
     try:
         for row in (found or [""] for found in rows):  # a blank line has one value, an empty one
-            where = f"{path}: line {line - 1 + rows.line_num}"
             if len(row) != len(header):
                 return UserError(f"{where}: {len(row)} values, expected {len(header)}")
             for name, kind in columns.items():
                 value = row[header.index(name)]
                 if value not in NULLS and not _FITS[kind](value):
                     return UserError(f"{where}: column '{name}' is {value[:60]!r}, expected {kind}")
+            where = f"{path}: line {line + rows.line_num}"  # where the next row begins: a quote may take lines in
     except (UserError, csv.Error) as found:
-        return found if isinstance(found, UserError) else UserError(f"{path}: {found}")
+        return found if isinstance(found, UserError) else UserError(f"{where}: {found}")
     return UserError(f"{path}: {_first_line(error) if rows.line_num else 'the file has no rows'}")
 
 

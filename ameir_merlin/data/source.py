@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -59,6 +60,8 @@ def free(device: torch.device | str) -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
+    try:
+        import psutil
+    except ModuleNotFoundError:  # a machine with torch, numpy and pyarrow only; what caches hold is not counted there
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return psutil.virtual_memory().available

@@ -65,10 +65,11 @@ def beside_paper(statistics: dict[str, Any], paper: dict[str, float]) -> list[tu
     return rows
 
 
-def told(name: str, rows: list[tuple[str, str, str, bool]]) -> list[str]:
-    """Lines for people: each figure beside the paper's, and which differ."""
+def told(name: str, rows: list[tuple[str, str, str, bool]], statistics: dict[str, Any]) -> list[str]:
+    """Lines for people: each figure beside the paper's, and which differ; without a paper's, the data set's own."""
     if not rows:
-        return []
+        own = [f"{figure} {value:,.6g}" for figure, value in statistics.items() if isinstance(value, int | float)]
+        return [f"{name}: {', '.join(own)}"] if own else []
     wide = [max(map(len, column)) for column in list(zip(*rows))[:3]]
     lines = [
         f"{figure:<{wide[0]}}  {ours:>{wide[1]}}  paper {theirs:>{wide[2]}}{'' if same else '  differs'}"

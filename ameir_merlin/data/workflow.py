@@ -32,8 +32,9 @@ with warnings.catch_warnings():
     from ameir_merlin.data.ops import MISSING, Encode, KeepLast, Pad, PadList, Scale, SplitTokens, Tokens
 
 from ameir_merlin.checksums import WRITTEN
-from ameir_merlin.data.dataset import NEGATIVES, SEEN, USER, Dataset, Split
+from ameir_merlin.data.dataset import FORMAT, NEGATIVES, SEEN, USER, Dataset, Split
 from ameir_merlin.data.statistics import count
+from ameir_merlin.errors import UserError
 from ameir_merlin.files import atomic_file, read_json
 from ameir_merlin.schema import FeatureSchema
 
@@ -176,7 +177,10 @@ class Preparation:
     @classmethod
     def restored(cls, dataset: Dataset, prepared: Path) -> nvt.Workflow:
         """The fitted workflow of a prepared folder for rows to be served: without label and other extra columns."""
-        about = read_json(prepared / "preprocess" / "preprocess.json")
+        file = prepared / "preprocess" / "preprocess.json"
+        about = read_json(file, "format", "columns")
+        if about["format"] != FORMAT:
+            raise UserError(f"{file}: format {about['format']}, this version reads {FORMAT}")
         self = cls(dataset, prepared / "preprocess" / "vocabularies")
         self.encode.sizes = FeatureSchema.load(prepared / "schema.json").tables
         self.scale.range = {c["name"]: (c["minimum"], c["maximum"]) for c in about["columns"] if c["kind"] == "dense"}

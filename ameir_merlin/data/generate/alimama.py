@@ -13,7 +13,9 @@ Four files as the publisher ships them (raw_sample.csv, ad_feature.csv, user_pro
 What makes the answer identifiable: users and ads meet at random, user fields are independent of each other, so are ad
 fields, and each planted field is part of one planted set only. What still carries the same information are the ids
 that imply the planted fields (a user's id says the user's age level), but thinly: each has few rows.
-Real data differs: there, fields depend on each other, clicks are 5 % of the rows, and nobody knows the answer.
+Real data differs: there, fields depend on each other, clicks are 5 % of the rows, and nobody knows the answer. With
+`published=1` vocabularies, skew, missing values, lengths and the share of clicks are about the real ones; what is
+planted is then hard to find.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from ameir_merlin.data.generate.fields import missing, skewed
 from ameir_merlin.data.histories import previous
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import write_json
@@ -52,6 +55,31 @@ USER_FIELDS = {
 AD_FIELDS = {"cate_id": 30, "campaign_id": 30, "customer": 25, "brand": 40}
 PID = ("430539_1007", "430548_1007")
 
+# The real files, roughly: different values for each of the 846,811 ads, and shares of what is missing.
+VALUES_AN_AD = {"cate_id": 0.008, "campaign_id": 0.5, "customer": 0.302, "brand": 0.118}
+SEGMENTS = 97  # of cms_segid
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What differs between logs with an answer that is easily found and logs like the published ones.
+
+    no_brand, no_level, no_class: shares without brand, pvalue_level, new_user_class_level. unknown: of users without
+    a profile.
+    """
+
+    skewed: bool = False
+    click_share: float = 0.35
+    behaviours: int = 60
+    no_brand: float = 0.02
+    no_level: float = 0.1
+    no_class: float = 0.0
+    unknown: float = 0.0
+
+
+PLANTED = _Kind()
+PUBLISHED = _Kind(True, 0.0514, 200, no_brand=0.29, no_level=0.54, no_class=0.32, unknown=0.07)
+
 
 @dataclass(frozen=True)
 class Strength:
@@ -69,8 +97,9 @@ def write(
     users: int = 2_000,
     impressions: int = 60_000,
     ads: int | None = None,
-    behaviours: int = 60,
-    click_share: float = 0.35,
+    behaviours: int | None = None,
+    click_share: float | None = None,
+    published: int = 0,
     half_life: float = 4.0,
     strength: Strength = Strength(),
     seed: int = 1,
@@ -78,7 +107,8 @@ def write(
     """Write the four files and `planted.json` into `folder`; what `planted.json` says.
 
     users, impressions: how many. ads: how many different ones, a fortieth of the impressions by default.
-    behaviours: mean number of a user; 3 % of the users have none. click_share: of the impressions.
+    behaviours: mean number of a user, 60 by default; 3 % of the users have none. click_share: of the impressions, 0.35
+    by default. published: 1 for logs like the published ones; 200 behaviours and 0.0514 are the defaults then.
     The same arguments write the same bytes. Memory grows with `users` and `ads`, not with impressions a user.
     """
     if users < 10 or impressions < users:
@@ -87,7 +117,10 @@ def write(
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    world = _World(seed, users, ads or max(200, impressions // 40), half_life, strength)
+    kind = PUBLISHED if published else PLANTED
+    behaviours = kind.behaviours if behaviours is None else behaviours
+    click_share = kind.click_share if click_share is None else click_share
+    world = _World(seed, users, ads or max(200, impressions // 40), half_life, strength, kind)
     _write(folder / "ad_feature.csv", world.ad_table())
     _write(folder / "user_profile.csv", world.user_table())
     intercept, score, clicks = None, [], []
@@ -134,28 +167,48 @@ class _Part:
 class _World:
     """Users, ads and the rule; rows are drawn in parts of `USER_CHUNK` users."""
 
-    def __init__(self, seed: int, users: int, ads: int, half_life: float, strength: Strength):
+    def __init__(self, seed: int, users: int, ads: int, half_life: float, strength: Strength, kind: _Kind):
         generator = np.random.default_rng([seed, 0])
+        self.kind, self.sizes = kind, USER_FIELDS | AD_FIELDS
+        if kind.skewed:
+            self.sizes |= {name: max(30, round(share * ads)) for name, share in VALUES_AN_AD.items()}
+            self.sizes |= {"cms_segid": SEGMENTS}
         self.seed, self.users, self.ads, self.half_life, self.strength = seed, users, ads, half_life, strength
         self.user_id = np.sort(generator.choice(10 * users, users, replace=False)) + 1
         self.ad_id = np.sort(generator.choice(10 * ads, ads, replace=False)) + 1
         self.activity = _shares(generator.gamma(2.0, size=users))
-        self.popularity = _shares(generator.gamma(2.0, size=ads))
-        self.values = {name: generator.integers(size, size=users) for name, size in USER_FIELDS.items()}
-        self.values |= {name: generator.integers(size, size=ads) for name, size in AD_FIELDS.items()}
+        self.popularity = _shares(
+            1.0 / (1 + generator.permutation(ads)) if kind.skewed else generator.gamma(2.0, size=ads)
+        )
+        self.values = {name: generator.integers(self.sizes[name], size=users) for name in USER_FIELDS}
+        self.values |= {name: self._of_ads(generator, name) for name in AD_FIELDS}
         # Raw codes are as in the real files: small numbers for profiles, large ones for ads.
-        self.codes = {name: np.arange(size) + (name != "cms_segid") for name, size in USER_FIELDS.items()}
-        self.codes |= {name: _ids(generator, size) for name, size in AD_FIELDS.items()}
+        self.codes = {name: np.arange(self.sizes[name]) + (name != "cms_segid") for name in USER_FIELDS}
+        self.codes |= {name: _ids(generator, self.sizes[name]) for name in AD_FIELDS}
         self.price = np.round(np.exp(generator.normal(4.5, 1.0, ads)), 2)
         self.latent = {}
         for fields in (*PAIRS, TRIPLE):
             # As many numbers as fields, but n values of mean zero span n - 1 dimensions at most.
-            rank = min(len(fields), *((USER_FIELDS | AD_FIELDS)[name] - 1 for name in fields))
+            rank = min(len(fields), *(self.sizes[name] - 1 for name in fields))
             for name in fields:
                 self.latent[name] = self._centred(generator, name, rank)
-        self.interest = generator.integers(AD_FIELDS["cate_id"], size=(users, 4))
-        self.favourite = generator.integers(AD_FIELDS["brand"], size=(users, 4))
+        self.interest = self._draw(generator, "cate_id", (users, 4))
+        self.favourite = self._draw(generator, "brand", (users, 4))
         self.scale: dict[tuple[str, ...], float] = {}
+
+    def _draw(self, generator: np.random.Generator, name: str, shape: int | tuple[int, ...]) -> np.ndarray:
+        """Values of an ad's field, as numbers."""
+        size = self.sizes[name]
+        return skewed(generator, size, shape) if self.kind.skewed else generator.integers(size, size=shape)
+
+    def _of_ads(self, generator: np.random.Generator, name: str) -> np.ndarray:
+        """One value an ad; of a skewed field some ad has each value."""
+        values = self._draw(generator, name, self.ads)
+        if self.kind.skewed:
+            each = min(self.sizes[name], self.ads)
+            values[:each] = np.arange(each)
+            generator.shuffle(values)
+        return values
 
     def _weights(self, name: str) -> np.ndarray:
         return self.activity if name in USER_FIELDS else self.popularity
@@ -163,7 +216,7 @@ class _World:
     def _centred(self, generator: np.random.Generator, name: str, rank: int) -> np.ndarray:
         """Latent vectors `[values, rank]` of mean zero and covariance one over the rows."""
         values = self.values[name]
-        size = (USER_FIELDS | AD_FIELDS)[name]
+        size = self.sizes[name]
         share = np.bincount(values, self._weights(name), size)
         latent = generator.normal(size=(size, rank))
         latent -= share @ latent
@@ -191,8 +244,8 @@ class _World:
             # A user's interest moves on through four categories and brands, with half of the behaviours off it.
             when = generator.integers(END - BEHAVIOUR_DAYS * 86400, END, len(who))
             phase = (when - (END - BEHAVIOUR_DAYS * 86400)) * 4 // (BEHAVIOUR_DAYS * 86400)
-            cate = _mixed(generator, self.interest[who, phase], AD_FIELDS["cate_id"])
-            brand = _mixed(generator, self.favourite[who, phase], AD_FIELDS["brand"])
+            cate = self._mixed(generator, self.interest[who, phase], "cate_id")
+            brand = self._mixed(generator, self.favourite[who, phase], "brand")
             shuffle = generator.permutation(rows)  # the real file is not sorted either
             log = {
                 "user": self.user_id[who],
@@ -207,6 +260,9 @@ class _World:
             yield _Part(
                 generator, user[shuffle], ad[shuffle], pid, time[shuffle], pa.table(log), who, when, cate, brand
             )
+
+    def _mixed(self, generator: np.random.Generator, liked: np.ndarray, name: str) -> np.ndarray:
+        return np.where(generator.random(len(liked)) < 0.5, liked, self._draw(generator, name, len(liked)))
 
     def logit(self, part: _Part) -> np.ndarray:
         """The click rule without its intercept: float64 `[rows]`."""
@@ -253,8 +309,8 @@ class _World:
         columns: dict[str, Any] = {"adgroup_id": self.ad_id}
         for name in ("cate_id", "campaign_id", "customer", "brand"):
             columns[name] = self.codes[name][self.values[name]]
-        brand = [None if gone else int(b) for b, gone in zip(columns["brand"], generator.random(self.ads) < 0.02)]
-        columns["brand"] = pa.array(["NULL" if b is None else str(b) for b in brand])
+        gone = generator.random(self.ads) < self.kind.no_brand
+        columns["brand"] = pa.array(np.where(gone, "NULL", columns["brand"].astype(str)))
         return pa.table(columns | {"price": self.price})
 
     def user_table(self) -> pa.Table:
@@ -262,10 +318,10 @@ class _World:
         columns: dict[str, Any] = {"userid": self.user_id}
         for name in USER_FIELDS:
             columns[name] = self.codes[name][self.values[name]]
-        gone = generator.random(self.users) < 0.1
-        columns["pvalue_level"] = pa.array(columns["pvalue_level"], mask=gone)  # half of it is empty in the real file
+        for name, share in (("pvalue_level", self.kind.no_level), ("new_user_class_level", self.kind.no_class)):
+            columns[name] = missing(generator, columns[name], share)
         columns["new_user_class_level "] = columns.pop("new_user_class_level")  # with the blank that the file has
-        return pa.table(columns)
+        return pa.table(columns).filter(pa.array(generator.random(self.users) >= self.kind.unknown))
 
     def sample_table(self, part: _Part, click: np.ndarray) -> pa.Table:
         return pa.table(
@@ -315,11 +371,7 @@ def _shares(values: np.ndarray) -> np.ndarray:
 
 
 def _ids(generator: np.random.Generator, size: int) -> np.ndarray:
-    return np.sort(generator.choice(12_000, size, replace=False)) + 1
-
-
-def _mixed(generator: np.random.Generator, liked: np.ndarray, size: int) -> np.ndarray:
-    return np.where(generator.random(len(liked)) < 0.5, liked, generator.integers(size, size=len(liked)))
+    return np.sort(generator.choice(max(12_000, 2 * size), size, replace=False)) + 1
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -20,8 +20,8 @@ CHUNK = 100_000
 _DIGITS = np.frombuffer(b"0123456789abcdef", np.uint8)
 
 
-def skewed(generator: np.random.Generator, size: int, rows: int) -> np.ndarray:
-    """Ranks in [0, size) whose frequency falls as 1 / (rank + 1), as that of words and users does: int64 `[rows]`."""
+def skewed(generator: np.random.Generator, size: int, rows: int | tuple[int, ...]) -> np.ndarray:
+    """Ranks in [0, size) whose frequency falls as 1 / (rank + 1), as that of words and users does: int64 `[*rows]`."""
     return np.minimum(np.exp(generator.random(rows) * np.log(size + 1)).astype(np.int64) - 1, size - 1)
 
 
