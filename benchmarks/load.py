@@ -109,6 +109,7 @@ def malformed(good: Request, seed: int) -> Iterator[tuple[str, Request]]:
     scalars = [n for n in good if f"{n.removesuffix('__values')}__offsets" not in good and not n.endswith("__offsets")]
     offsets = [n for n in good if n.endswith("__offsets")]
     rows = len(good[scalars[0]] if scalars else good[offsets[0]]) - (not scalars)
+    first = next(n for n in good if not n.endswith("__values"))  # what an error of the whole request names
 
     def other_type(name: str) -> Request:
         count = len(good[name])
@@ -156,6 +157,7 @@ def malformed(good: Request, seed: int) -> Iterator[tuple[str, Request]]:
         (offsets, with_offsets(changed(-1, 2**31 - 1))),
         (offsets, with_offsets(lambda a: a + 1)),
         ([n for n in good if good[n].dtype == object], long_text),
+        ([first], lambda _: {n: a[: n.endswith("__offsets")] for n, a in good.items()}),  # no rows at all
         (["colour", "", "ids"], lambda name: good | {name: np.zeros(rows, np.int64)}),
     ]
     kinds = [(names, make) for names, make in kinds if names]

@@ -115,6 +115,18 @@ def test_the_page_from_top_to_bottom(place):
     assert ran == ["export", "serve", "python", "python", "curl", "export", "swap"]
 
 
+@pytest.mark.timeout(300)
+def test_the_stock_flavour_says_what_its_pickle_can_do(place):
+    done = run(place, "export", "runs/movielens", "--to", "models/stock", "--flavour", "merlin")
+    assert done.returncode == 0, done.stderr
+    assert (place / "models" / "stock" / "executor_model" / "config.pbtxt").is_file()
+    assert list((place / "models" / "stock").rglob("workflow.pkl"))
+    for hole in ("CVE-2025-33214", "CVE-2026-24221", "CVE-2026-24237"):
+        assert hole in done.stderr
+    done = run(place, "export", "runs/movielens", "--to", "models/x", "--flavour", "pickled")
+    assert (done.returncode, "expected one of compiled, merlin" in done.stderr) == (2, True)
+
+
 def test_all_options_are_on_the_page():
     found = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", PAGE, re.MULTILINE)
     told = {key: json.loads(value) for key, value in found}

@@ -3,21 +3,24 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from serve_fixtures import CLICK, click_model, click_rows, click_schema, offline, write_preprocess
 
 from ameir_merlin.errors import UserError
-from ameir_merlin.serve.control import python_processes
+from ameir_merlin.serve.client import Client
+from ameir_merlin.serve.control import Repository, python_processes
 from ameir_merlin.serve.repository import export
 from ameir_merlin.serve.settings import ExportSettings
-from ameir_merlin.serve.triton import running_server
+from ameir_merlin.serve.triton import find_server, running_server, server_of
 from benchmarks.load import seconds_to_come_back
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +65,40 @@ def test_the_old_triton_of_the_wheel_is_not_opened_in_silence(repository, caplog
     ):
         pass
     assert "CVE-2025-23310" in caplog.text
+
+
+OLD = """#!{python}
+import os, sys
+if "--help" in sys.argv:
+    print("  --http-port <integer>")
+    sys.exit(1)
+if any("restricted" in option for option in sys.argv):
+    sys.exit("tritonserver: unrecognized option '--http-restricted-api'")
+os.environ["LD_LIBRARY_PATH"] = {libraries!r}
+os.environ["PATH"] = {path!r} + ":" + os.environ["PATH"]
+os.execv({binary!r}, [{binary!r}, *sys.argv[1:], "--backend-directory=" + {backends!r}])
+"""
+
+
+def test_a_triton_that_cannot_close_its_apis(repository, tmp_path, monkeypatch, caplog):
+    """As on PATH in Merlin's images of 2023; played by the wheel's, which is told nothing of restrictions."""
+    wheel = find_server()
+    shutil.copytree(wheel.backends / "python", tmp_path / "backends" / "python")
+    shutil.copy(wheel.python_stub, tmp_path / "backends" / "python")
+    libraries, path = ":".join(map(str, wheel.libraries)), str(Path(sys.executable).parent)
+    old = {"binary": str(wheel.binary), "backends": str(tmp_path / "backends"), "libraries": libraries, "path": path}
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tritonserver").write_text(OLD.format(python=sys.executable, **old))
+    (tmp_path / "bin" / "tritonserver").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    rows = click_rows(16, seed=1)
+    with running_server(repository) as server, Client(server.grpc) as client:
+        np.testing.assert_allclose(client.score(rows), offline(click_model(), rows), atol=1e-5)
+        with pytest.raises(UserError, match=r"cannot unload: .*not allowed"):
+            Repository(server.http, server.key).unload("ameir_model")
+        with pytest.raises(UserError, match="no server of yours"):
+            server_of(repository)
+    assert "bin/tritonserver: older than Triton 23.11" in caplog.text
 
 
 def test_starting_a_server_needs_the_standard_library_alone():

@@ -1,22 +1,27 @@
 """A real tritonserver: its scores are the offline ones, faults are named, and nothing planted is run."""
 
+import http.server
 import json
 import os
 import pickle
+import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnxruntime
 import psutil
 import pytest
 import torch
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from serve_fixtures import (
     CATALOGUE,
     CLICK,
@@ -39,6 +44,7 @@ from ameir_merlin.models import build
 from ameir_merlin.serve import manifest
 from ameir_merlin.serve.check import check, compare, public_name
 from ameir_merlin.serve.client import Client
+from ameir_merlin.serve.control import python_processes
 from ameir_merlin.serve.engines import load_engine
 from ameir_merlin.serve.formats import example
 from ameir_merlin.serve.network import save_network
@@ -48,6 +54,7 @@ from ameir_merlin.serve.rows import as_table, encode
 from ameir_merlin.serve.scoring import Scorer
 from ameir_merlin.serve.settings import ExportSettings
 from ameir_merlin.serve.triton import running_server
+from benchmarks.load import send_malformed
 
 ROWS = 1024
 ENGINES = {"onnx": "onnxruntime", "script": "torchscript", "eager": "torch"}
@@ -190,6 +197,14 @@ def test_faults_are_named_and_the_server_goes_on(world, rows, expected, protocol
         good(client, rows, expected)
 
 
+def test_malformed_requests_to_a_retrieval_model(world):
+    rows = retrieval_rows(64, seed=4)
+    with Client(world[0].grpc, model="shop") as client:
+        best = client.recommend(rows)[1][:, 0]
+    assert best.std() > 0.01
+    send_malformed(world[0], "shop", rows, best, 200)
+
+
 def test_ids_outside_their_table_are_refused_by_the_model_step(world):
     width = click_schema().behaviour.max_length * 4 + 6
     with Client(world[0].grpc, model="onnx_model") as client:
@@ -227,6 +242,49 @@ def test_a_server_that_is_away():
             client.score({})
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_server_that_says_nothing(protocol):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        start = time.monotonic()
+        with (
+            Client(address, protocol=protocol, timeout=0.3, retries=1) as client,
+            pytest.raises(TimeoutError, match=rf"{address}: no answer in 2 tries of 0\.3 seconds"),
+        ):
+            client.score({})
+        assert 0.6 <= time.monotonic() - start < 5
+
+
+def test_a_server_that_is_busy_is_asked_again():
+    asked = []
+
+    class Busy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            body = json.dumps({"inputs": [{"name": "age", "datatype": "INT64"}]} if len(asked) == 3 else {}).encode()
+            self.send_response(200 if len(asked) == 3 else 503)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_address[1]}"
+        with Client(address, protocol="http", retries=2) as client:
+            assert client.inputs == {"age": ("int64", False)}
+        assert asked == ["/v2/models/ameir"] * 3
+        asked.clear()
+        with (
+            Client(address, protocol="http", retries=1) as client,
+            pytest.raises(ConnectionError, match="no answer in 2 tries"),
+        ):
+            print(client.inputs)
+        server.shutdown()
+
+
 # Manifest and safety -------------------------------------------------------------------------------------------------
 
 
@@ -241,9 +299,11 @@ def test_every_file_is_watched(repository):
     assert len(files) > 40
     for file in files[::7]:
         content = file.read_bytes()
-        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if content else b"x")
-        with pytest.raises(UserError, match=rf"{file.name}: changed"):
-            manifest.verify(repository)
+        for wrong in (content + b"x", content[:-1], content[:-1] + bytes(byte ^ 1 for byte in content[-1:])):
+            if wrong != content:
+                file.write_bytes(wrong)
+                with pytest.raises(UserError, match=rf"{file.name}: changed"):
+                    manifest.verify(repository)
         file.unlink()
         with pytest.raises(UserError, match=rf"{file.name}: missing"):
             manifest.verify(repository)
@@ -304,22 +364,45 @@ def test_a_pickle_with_a_fitting_manifest_is_refused_unread(world, repository, t
     assert not (tmp_path / "ran").exists()
 
 
-PLACES = {
-    "torch": ["network/model.safetensors", "network/model.json", "network/schema.json", "network/architecture.json"],
-    "onnxruntime": ["model.onnx"],
-    "torchscript": ["model.pt"],
-}
+def start(step):
+    """As Triton loads a step on the Python backend, but in this process."""
+    config = text_format.Parse((step / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
+    given = {"model_config": json_format.MessageToJson(config, preserving_proto_field_name=True)}
+    program = runpy.run_path(str(step / "1" / "model.py"))
+    program["TritonPythonModel"]().initialize(given | {"model_instance_kind": "CPU", "model_instance_device_id": "0"})
 
 
-@pytest.mark.parametrize(("engine", "place"), [(engine, place) for engine in PLACES for place in PLACES[engine]])
-def test_engines_refuse_a_pickle_unread(world, tmp_path, engine, place):
-    name = next(name for name in ENGINES if ENGINES[name] == engine)
-    folder = Path(shutil.copytree(world[1] / name / f"{name}_model" / "1", tmp_path / "step"))
-    load_engine(engine, folder, "cpu", 1)
-    (folder / place).write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
-    with pytest.raises(UserError, match=place):
-        load_engine(engine, folder, "cpu", 1)
-    assert not (tmp_path / "ran").exists()
+@pytest.mark.parametrize("name", [*ENGINES, "eager_din", *SHOPS])
+def test_no_step_runs_a_pickle(world, tmp_path, monkeypatch, name):
+    """In place of each file that is no program, with sums that fit: refused with the file's name, and not run."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if name == "eager_din":
+        settings = ExportSettings(name=name, engine="torch", warm_up=())
+        export(build("din", click_schema()), world[1] / "clicks", click_schema(), tmp_path / name, settings)
+    else:
+        shutil.copytree(world[1] / name, tmp_path / name)
+    steps = [path.parents[1] for path in sorted((tmp_path / name).glob("*/1/model.py"))]
+    assert len(steps) == (3 if name in SHOPS else 2)
+    refused = set()
+    for step in steps:
+        manifest.write(tmp_path / name)
+        start(step)
+        for file in sorted(p for p in step.rglob("*") if p.is_file() and p.suffix not in (".py", ".pbtxt")):
+            content = file.read_bytes()
+            file.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+            manifest.write(tmp_path / name)
+            if file.name == "__pycache__":  # an empty file, never read
+                start(step)
+            else:
+                with pytest.raises(UserError, match=f"{file.relative_to(tmp_path)}: "):
+                    start(step)
+                refused.add(file.name)
+            assert not (tmp_path / "ran").exists()
+            file.write_bytes(content)
+    assert {"preprocess.json", "table0.npy", "step.json"} < refused
+    assert {"model.onnx", "model.pt", "model.safetensors"} & refused
+    assert name not in SHOPS or {"items.json", "vectors.npy"} < refused
 
 
 ALONE = """
@@ -332,6 +415,8 @@ for path in sorted((step / "ameir_merlin").rglob("*.py")):
     name = ".".join(path.relative_to(step).with_suffix("").parts).removesuffix(".__init__")
     assert importlib.import_module(name).__file__ == str(path), name
 ours = [module for name, module in sys.modules.items() if name.split(".")[0] == "ameir_merlin"]
+heavy = {"nvtabular", "merlin", "pandas", "pyarrow", "dask", "cudf"} & {name.split(".")[0] for name in sys.modules}
+assert not heavy, heavy
 assert len(ours) >= 4 and all(pathlib.Path(module.__file__).is_relative_to(step) for module in ours)
 """
 
@@ -386,6 +471,18 @@ def test_formats_for_other_backends(world, tmp_path):
     export(click_model(), world[1] / "clicks", click_schema(), tmp_path / "onnx", ExportSettings(format="onnx"))
     assert 'platform: "onnxruntime_onnx"' in (tmp_path / "onnx/ameir_model/config.pbtxt").read_text()
     assert (tmp_path / "onnx/ameir_model/1/model.onnx").is_file()
+    assert not configurations(tmp_path / "onnx")["ameir_model"].HasField("optimization")
+    settings = ExportSettings(format="onnx", device="gpu", tensorrt=True)
+    to = export(click_model(), world[1] / "clicks", click_schema(), tmp_path / "tensorrt", settings)
+    accelerators = configurations(to)["ameir_model"].optimization.execution_accelerators
+    assert [a.name for a in accelerators.gpu_execution_accelerator] == ["tensorrt"]
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="there is CUDA")
+def test_a_gpu_that_onnx_runtime_cannot_use_is_an_error(world):
+    """It would go on with the CPU, and the user believe that it is the GPU."""
+    with pytest.raises(UserError, match=r"model\.onnx: exported with device gpu, but ONNX Runtime finds no CUDA"):
+        load_engine("onnxruntime", world[1] / "onnx" / "onnx_model" / "1", "cuda:0", 1)
 
 
 SIZES = (1, 2, 63, 1024)
@@ -440,6 +537,11 @@ def test_formats_for_other_backends_answer_as_the_model_does(world, tmp_path, fo
         got = answer(*(part for part in arrays if part.shape[1]))
         assert (got.shape, got.dtype) == (expected.shape, np.dtype(kind))
         np.testing.assert_allclose(got, expected, atol=1e-5)
+    # These backends check no values: the graph itself has to.
+    arrays[0][[1, 2, 3], [0, -1, 4]] = -1, 2**62, preprocessor.width * 1000
+    got = answer(*(part for part in arrays if part.shape[1]))
+    assert np.isnan(got).all(1).nonzero()[0].tolist() == [1, 2, 3]
+    np.testing.assert_allclose(got[4:], expected[4:], atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["python", "torchscript", "onnx"])
@@ -506,6 +608,7 @@ def test_export_writes_whole_folders_and_touches_nothing_else(world, tmp_path):
         ({"format": "keras"}, "format is 'keras', expected one of python"),
         ({"instances": 0}, "instances is 0"),
         ({"threads": True}, "threads is True"),
+        ({"tensorrt": True, "format": "onnx"}, "tensorrt is true with format 'onnx' and device 'cpu'"),
         ({"warm_up": (9999,)}, "more than max_batch_size"),
         ({"queue_delay_us": -1}, "queue_delay_us is -1"),
     ],
@@ -548,6 +651,36 @@ def test_check_starts_a_server_and_leaves_nothing_behind(world, rows, expected):
     assert check(world[1] / "onnx", rows, expected, sizes=(63,)) <= 1e-5
     assert shared_memory() <= regions
     assert set(psutil.Process().children()) <= processes
+
+
+def test_a_server_that_is_not_ready_in_time_is_told_of(world):
+    with (
+        pytest.raises(UserError, match=r"tritonserver was not ready after 0\.1 seconds: "),
+        running_server(world[1] / "onnx", timeout=0.1),
+    ):
+        pass
+
+
+def test_a_killed_top_k_comes_back(world):
+    rows = retrieval_rows(8, seed=1)
+    with Client(world[0].grpc, model="shop", timeout=5.0, retries=0) as client:
+        items, scores = client.recommend(rows)
+        (pid,) = (pid for pid, step in python_processes(world[0].pid).items() if step.name == "shop_top_k")
+        os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + 30
+        while (answer := recommended(client, rows)) is None:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    np.testing.assert_array_equal(answer[0], items)
+    np.testing.assert_allclose(answer[1], scores, atol=1e-6)
+    assert pid not in python_processes(world[0].pid)
+
+
+def recommended(client, rows):
+    try:
+        return client.recommend(rows)
+    except (UserError, OSError):
+        return None
 
 
 def test_a_killed_owner_takes_its_server_along(world):

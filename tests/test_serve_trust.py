@@ -1,14 +1,18 @@
-"""Who wrote a repository: TorchScript of other users is refused, whatever the sums say."""
+"""Who wrote a repository: TorchScript of other users is refused, whatever the sums say. Export runs no pickle."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from serve_fixtures import CLICK, click_model, click_schema, write_preprocess
 
 from ameir_merlin.errors import UserError
+from ameir_merlin.run import RunFolder
+from ameir_merlin.run.export import export_to
 from ameir_merlin.serve import manifest
 from ameir_merlin.serve.repository import export
 from ameir_merlin.serve.settings import ExportSettings
@@ -81,3 +85,46 @@ def test_a_step_checks_by_itself(scripted, tmp_path):
     )
     assert done.returncode == 1
     assert "TorchScript can run code" in done.stderr
+
+
+def test_a_repository_that_may_not_be_read_is_named(scripted, monkeypatch):
+    """As where a container's user is another one. (Root may read everything, so the refusal is played.)"""
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=r"manifest\.json: cannot be read by user \d+ \(Permission denied\)"):
+        manifest.verify(scripted)
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_export_runs_no_pickle_of_a_run(home, tmp_path):
+    """In place of each file of a finished run: refused with the file's name, or never read."""
+    run = Path(shutil.copytree(Path(__file__).parent / "fixtures" / "run-v1", tmp_path / "run"))
+    errors = {}
+    for file in sorted(path for path in run.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        file.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+        try:
+            export_to(RunFolder.open(run), tmp_path / "to", settings=ExportSettings(engine="torch", warm_up=()))
+        except UserError as error:
+            errors[file.relative_to(run).as_posix()] = str(error)
+        assert not (tmp_path / "ran").exists()
+        file.write_bytes(content)
+    vocabularies = {path.relative_to(run).as_posix() for path in run.glob("data/preprocess/vocabularies/*")}
+    assert len(vocabularies) == 15
+    assert [name for name, error in errors.items() if f"{run / name}: " not in error] == []
+    assert set(errors) == vocabularies | {
+        *("config.toml", "model.safetensors", "model.json", "architecture.json", "schema.json"),
+        *("data/preprocess/preprocess.json", "stages/train.json", "environment.json"),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,9 +67,16 @@ def _onnxruntime(folder: Path, device: str, threads: int) -> Engine:
         providers = [("CUDAExecutionProvider", {"device_id": int(device.split(":")[1])}), "CPUExecutionProvider"]
     path = folder / "model.onnx"
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a provider is missing: said below
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its exceptions have no base class of their own
         raise UserError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from error
+    if device != "cpu" and "CUDAExecutionProvider" not in session.get_providers():  # it went on with the CPU
+        raise UserError(
+            f"{path}: exported with device gpu, but ONNX Runtime finds no CUDA here; install onnxruntime-gpu instead, "
+            "or export with format onnx for Triton's own ONNX Runtime, or with device cpu"
+        )
     names = [entry.name for entry in session.get_inputs()]
     unknown = set(names) - {"ids", "dense"}
     if unknown:

@@ -83,8 +83,15 @@ def verify(root: Path, below: str = "") -> None:
     """Compare the files under `root` (only those of folder `below`, if given) with the manifest.
 
     Raises `UserError` that names the first file which is changed, missing, extra, or not a plain file, or a program
-    that this user did not export.
+    that this user did not export, or a file that it may not read.
     """
+    try:
+        _verify(root, below)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read by user {os.getuid()} ({error.strerror})") from error
+
+
+def _verify(root: Path, below: str) -> None:
     path = root / NAME
     try:
         value = json.loads(path.read_bytes())

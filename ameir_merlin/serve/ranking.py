@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from ameir_merlin.files import read_json
 from ameir_merlin.serve.preprocess import FIRST_ID, load_array, load_values
 
 _ROWS = 256  # queries scored at once, so that a large batch does not need rows x items floats
@@ -18,7 +18,7 @@ class Ranking:
     def __init__(self, folder: Path, count: int, dtype: str = "float32") -> None:
         """`folder`: vectors.npy float32 `[V, K]` of the ordinary items, and the vocabulary that names them."""
         self._vectors = np.ascontiguousarray(load_array(folder / "vectors.npy").T)
-        values = load_values(folder, json.loads((folder / "items.json").read_bytes()))
+        values = load_values(folder, read_json(folder / "items.json"))
         self._raw = np.array(values, object if isinstance(values, list) else np.int64)
         self._count, self._dtype = min(count, len(self._raw)), np.dtype(dtype)
 

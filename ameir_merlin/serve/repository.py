@@ -29,14 +29,14 @@ from ameir_merlin.serve.compile import compile_preprocessing
 from ameir_merlin.serve.formats import example, write_onnx, write_torchscript
 from ameir_merlin.serve.network import save_network
 from ameir_merlin.serve.pbtxt import Name, Tensor, render
-from ameir_merlin.serve.scoring import Scorer
+from ameir_merlin.serve.scoring import Guarded, Scorer
 from ameir_merlin.serve.settings import ExportSettings
 
 _DTYPES = {"int64": "INT64", "string": "STRING", "float64": "FP64", "float32": "FP32", "float16": "FP16"}
 _PACKAGE = Path(__file__).resolve().parents[1]
-_STEP_MODULES = ("errors.py", "serve/manifest.py")
+_STEP_MODULES = ("errors.py", "files.py", "serve/manifest.py")
 _NETWORK = (
-    *("batch.py", "files.py", "ranks.py", "schema.py", "seeds.py", "serve/network.py", "serve/scoring.py"),
+    *("batch.py", "ranks.py", "schema.py", "seeds.py", "serve/network.py", "serve/scoring.py"),
     *("nn", "models", "space"),
 )
 
@@ -80,7 +80,8 @@ class _Writer:
     def __init__(self, root: Path, model: nn.Module, schema: FeatureSchema, settings: ExportSettings) -> None:
         self.root, self.model, self.schema, self.settings = root, model, schema, settings
         retrieval = schema.label.task == "retrieval"
-        self.scorer = Scorer(model, schema, "float32" if retrieval else settings.response_dtype).eval()
+        self.scorer_dtype = "float32" if retrieval else settings.response_dtype
+        self.scorer = Scorer(model, schema, self.scorer_dtype).eval()
         packing = self.scorer.packing
         self.packed = [Tensor("ids", "INT64", (packing.width,))]
         if packing.dense_width:
@@ -136,13 +137,16 @@ class _Writer:
         else:
             folder = self.root / self._name("model") / "1"
             folder.mkdir(parents=True)
+            guarded = Guarded(self.model, self.schema, self.scorer_dtype).eval()
             if settings.format == "torchscript":
-                write_torchscript(self.scorer, folder / "model.pt")
+                write_torchscript(guarded, folder / "model.pt")
                 head = {"platform": "pytorch_libtorch", "max_batch_size": settings.max_batch_size}
             else:
-                write_onnx(self.scorer, folder / "model.onnx", self.answer.name)
+                write_onnx(guarded, folder / "model.onnx", self.answer.name)
                 head = {"platform": "onnxruntime_onnx", "max_batch_size": settings.max_batch_size}
             rest |= self._warm_up()
+            if settings.tensorrt:
+                rest["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": {"name": "tensorrt"}}}
         inputs, outputs = self._model_tensors()
         self._config("model", head, inputs, outputs, rest)
 
@@ -155,7 +159,7 @@ class _Writer:
             "engine": engine,
             "threads": settings.threads,
             "warm_up": list(settings.warm_up),
-            "dtype": "float32" if self.items is not None else settings.response_dtype,
+            "dtype": self.scorer_dtype,
             "dense_width": packing.dense_width,
             "limits": packing.limits.tolist(),
         }

@@ -75,3 +75,21 @@ class Scorer(nn.Module):
         if output.logits is not None:
             return torch.sigmoid(output.logits).unsqueeze(1).to(self.dtype)
         return output.query
+
+
+class Guarded(Scorer):
+    """A `Scorer` for Triton's own backends, which check no values: a row with an id outside of its table gets NaN.
+
+    Looked up, such an id reads another table's row, or, on a GPU, ends the whole process of the server.
+    """
+
+    limits: Tensor
+
+    def __init__(self, model: nn.Module, schema: FeatureSchema, dtype: str = "float32") -> None:
+        super().__init__(model, schema, dtype)
+        self.register_buffer("limits", self.packing.limits)  # it follows the model to its device
+
+    def forward(self, ids: Tensor, dense: Tensor | None = None) -> Tensor:
+        """As `Scorer.forward`."""
+        known = ((ids >= 0) & (ids < self.limits)).all(1, keepdim=True)
+        return super().forward(torch.where(known, ids, PADDING), dense).masked_fill(~known, torch.nan)

@@ -38,6 +38,7 @@ class ExportSettings:
     queue_delay_us: microseconds that a request may wait for others to share its batch.
     instances: copies of the model step; preprocess_instances: copies of the preprocess and top-k steps.
     device: where the model step runs.
+    tensorrt: let Triton's ONNX Runtime backend give TensorRT what it can run; with format "onnx" and device "gpu".
     threads: CPU threads of one copy of the model step.
     warm_up: batch sizes run once before the server says that it is ready.
     response_dtype: type of the scores that clients get.
@@ -55,6 +56,7 @@ class ExportSettings:
     instances: int = 1
     preprocess_instances: int = 1
     device: Device = "cpu"
+    tensorrt: bool = False
     threads: int = 1
     warm_up: tuple[int, ...] = (1, 64)
     response_dtype: Dtype = "float32"
@@ -69,6 +71,9 @@ class ExportSettings:
         for key, choices in _CHOICES.items():
             if getattr(self, key) not in choices:
                 raise UserError(f"export: {key} is '{getattr(self, key)}', expected one of {', '.join(choices)}")
+        if self.tensorrt and (self.format, self.device) != ("onnx", "gpu"):
+            where = f"format '{self.format}' and device '{self.device}'"
+            raise UserError(f"export: tensorrt is true with {where}, expected onnx and gpu")
         for key in ("version", "max_batch_size", "instances", "preprocess_instances", "threads", "top_k"):
             _at_least(key, getattr(self, key), 1)
         _at_least("queue_delay_us", self.queue_delay_us, 0)

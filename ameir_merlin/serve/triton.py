@@ -49,12 +49,14 @@ class Installation:
     binary: the executable; backends: the folder of its backends, None for the server's own default.
     python_stub: the Python backend's process for this interpreter, where it has to be put beside the backend.
     libraries: folders that the loader has to search.
+    closable: whether it can close its APIs over HTTP to those without a key: Triton 23.11 and later.
     """
 
     binary: Path
     backends: Path | None = None
     python_stub: Path | None = None
     libraries: tuple[Path, ...] = ()
+    closable: bool = True
 
 
 def server_of(repository: str | Path) -> Server:
@@ -83,9 +85,10 @@ def find_server() -> Installation:
     """
     found = shutil.which("tritonserver")
     if found:
-        return Installation(Path(found))
-    if os.access(_CONTAINER / "bin" / "tritonserver", os.X_OK):
-        return Installation(_CONTAINER / "bin" / "tritonserver", _CONTAINER / "backends")
+        return Installation(Path(found), closable=_closable(Path(found)))
+    binary = _CONTAINER / "bin" / "tritonserver"
+    if os.access(binary, os.X_OK):
+        return Installation(binary, _CONTAINER / "backends", closable=_closable(binary))
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -104,6 +107,11 @@ def find_server() -> Installation:
         # The stub has to find the libpython of this very interpreter, or compiled modules do not fit it.
         (Path(sys.base_prefix) / "lib", package.parent / "nvidia_pytriton.libs"),
     )
+
+
+def _closable(binary: Path) -> bool:
+    told = subprocess.run([binary, "--help"], capture_output=True, text=True, errors="replace", check=False)
+    return "--http-restricted-api" in told.stdout + told.stderr
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,9 @@ def running_server(
     timeout: seconds until it must be ready.
     options: further arguments of tritonserver.
     The APIs by which a client could change the server (model repository, shared memory, logging, tracing) are closed to
-    all who do not send the header `ameir-key` with `Server.key`, which is drawn anew for each server.
+    all who do not send the header `ameir-key` with `Server.key`, which is drawn anew for each server. A Triton before
+    23.11, as in Merlin's images, cannot do that: there models are loaded once and for all, for us too, and a warning
+    says so.
     Raises `UserError` for a repository that is not as exported, when no server is found, and when it does not become
     ready, with the reason out of its log.
     """
@@ -171,9 +181,17 @@ def running_server(
         log = folder / "triton.log"
         chosen = [port or free for port, free in zip(ports, _free_ports(host))]
         addresses = [f"{host}:{port}" for port in chosen]
-        key = secrets.token_urlsafe(24)
-        # Under control, so that models can be swapped and dead processes come back; by us alone.
-        options = ["--model-control-mode=explicit", "--load-model=*", *_closed(key), *options]
+        key = secrets.token_urlsafe(24) if found.closable else ""
+        if key:
+            # Under control, so that models can be swapped and dead processes come back; by us alone.
+            options = ["--model-control-mode=explicit", "--load-model=*", *_closed(key), *options]
+        else:
+            options = ["--model-control-mode=none", *options]
+            logging.getLogger(__name__).warning(
+                "%s: older than Triton 23.11, so its APIs cannot be closed to others: models cannot be swapped here, a "
+                "Python process that dies stays dead; serve others from a current image",
+                found.binary,
+            )
         process = _start(found, folders, folder, host, chosen, options, log)
         watch = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _WATCH, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
@@ -181,16 +199,17 @@ def running_server(
         revive = None
         try:
             _wait_ready(process, host, chosen[0], timeout, log)
-            local = f"{_reachable(host)}:{chosen[0]}"
-            revive = Watch(process.pid, Repository(local, key))
-            revive.start()
+            if key:
+                revive = Watch(process.pid, Repository(f"{_reachable(host)}:{chosen[0]}", key))
+                revive.start()
             server = Server(addresses[0], addresses[1], addresses[2], process.pid, log, key)
             about = {"repositories": [str(path.resolve()) for path in folders], "server": asdict(server)}
             (folder / _NOTE).write_text(json.dumps(about, default=str), encoding="utf-8")
             try:
                 yield server
             finally:
-                revive.stop()
+                if revive:
+                    revive.stop()
         finally:
             # Triton waits in vain for what a killed process of its Python backend should have returned.
             _stop(process, patience=2.0 if revive and revive.revived else 15.0)

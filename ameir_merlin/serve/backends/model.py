@@ -11,6 +11,7 @@ HERE = Path(__file__).resolve().parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
 
+from ameir_merlin.files import read_json  # noqa: E402
 from ameir_merlin.serve import manifest  # noqa: E402
 from ameir_merlin.serve.engines import load_engine  # noqa: E402
 
@@ -22,7 +23,7 @@ class TritonPythonModel:
         """Check this step's files, load the model, run it once in each size of the warm-up."""
         manifest.verify(HERE.parents[1], HERE.parent.name)
         config = json.loads(args["model_config"])
-        about = json.loads((HERE / "step.json").read_bytes())
+        about = read_json(HERE / "step.json")
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         self.engine = load_engine(about["engine"], HERE, device, about["threads"])
         self.limits = np.array(about["limits"], np.int64)

@@ -1,6 +1,5 @@
 """Step 3 of a retrieval ensemble: queries to the raw ids of the best items, with their scores."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ HERE = Path(__file__).resolve().parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
 
+from ameir_merlin.files import read_json  # noqa: E402
 from ameir_merlin.serve import manifest  # noqa: E402
 from ameir_merlin.serve.ranking import Ranking  # noqa: E402
 
@@ -20,7 +20,7 @@ class TritonPythonModel:
     def initialize(self, args):
         """Check this step's files, load item vectors and raw item ids."""
         manifest.verify(HERE.parents[1], HERE.parent.name)
-        about = json.loads((HERE / "step.json").read_bytes())
+        about = read_json(HERE / "step.json")
         self.ranking = Ranking(HERE / "items", about["top_k"], about["dtype"])
         self.seen = slice(*about["seen"])  # the columns of `ids` with items that are not recommended again
 
