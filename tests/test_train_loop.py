@@ -12,6 +12,7 @@ import torch
 from core_cases import CLICKS, FIELDS, ITEMS, LENGTH, SCHEMA, MemoryRows, rows_of, settings, torch_seed
 from model_cases import random_batch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.models.ameir import Ameir
@@ -67,9 +68,11 @@ class Stopping:
         pass
 
 
-def trained(schema, resume: Path | None = None, progress=None, seed: int = 5) -> tuple[Ameir, FitResult]:
+def trained(
+    schema, resume: Path | None = None, progress=None, seed: int = 5, settings: TrainSettings = SETTINGS
+) -> tuple[Ameir, FitResult]:
     model = model_of(schema)
-    return model, fit(model, data(schema, 1), data(schema, 2), SETTINGS, seed=seed, resume=resume, progress=progress)
+    return model, fit(model, data(schema, 1), data(schema, 2), settings, seed=seed, resume=resume, progress=progress)
 
 
 def without_seconds(result: FitResult) -> dict:
@@ -93,6 +96,50 @@ def test_interrupted_in_any_epoch_and_resumed(schema, tmp_path):
     other, result = trained(schema, path)  # once more, when all is done
     assert without_seconds(result) == without_seconds(whole)
     assert torch.equal(other.output.weight, model.output.weight)
+
+
+def test_averaged_weights_are_the_running_mean_of_those_of_each_update():
+    """Two passes of five updates, averaged over two passes: a tenth of each update's weights comes in."""
+    model = model_of(SCHEMA)
+    seen, parts = [], []
+
+    def note(optimizer, *_) -> None:
+        weights = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
+        seen.append(weights)
+        if len(seen) % 5 == 0:
+            mean = list(seen[0])
+            for later in seen[1:]:
+                mean = [0.9 * old + 0.1 * new for old, new in zip(mean, later)]
+            parts.append(mean)
+
+    hook = register_optimizer_step_post_hook(note)
+    try:
+        result = fit(model, data(SCHEMA, 1), data(SCHEMA, 2), replace(SETTINGS, epochs=2, average=2.0))
+    finally:
+        hook.remove()
+    assert len(seen) == 10
+    assert result.best_epoch > 0
+    kept = {tuple(p.shape): p for p in model.parameters()}
+    for mean in parts[result.best_epoch - 1]:
+        if mean.dim() == 2 and sum(m.shape == mean.shape for m in parts[0]) == 1:
+            torch.testing.assert_close(kept[tuple(mean.shape)], mean, rtol=0, atol=1e-6)
+    assert evaluate(model, data(SCHEMA, 2)) == pytest.approx(result.best)
+
+
+def test_averaging_goes_on_where_it_was(tmp_path):
+    settings = replace(SETTINGS, average=1.5)
+    model, whole = trained(SCHEMA, settings=settings)
+    with pytest.raises(Interrupted):
+        trained(SCHEMA, tmp_path / "state.pt", Stopping(2, True), settings=settings)
+    other, result = trained(SCHEMA, tmp_path / "state.pt", settings=settings)
+    assert without_seconds(result) == without_seconds(whole)
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert without_seconds(trained(SCHEMA)[1]) != without_seconds(whole)
+
+
+def test_tables_by_row_are_not_averaged():
+    with pytest.raises(ValueError, match="average needs tables = 'adam'"):
+        TrainSettings(tables="row_adam", average=1.0)
 
 
 def test_equal_seeds_equal_weights_and_others_others():

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ameir_merlin.batch import BatchSource
 from ameir_merlin.progress import Progress, Silent
@@ -60,6 +61,7 @@ def fit(
 ) -> FitResult:
     """Train `model` in place and leave it with the weights of its best epoch by validation (`main_metric`).
 
+    With `settings.average` the weights that are scored and kept are running means of those that are trained.
     A model whose `default_objective` is None has nothing to minimise: it counts each training batch once (`count`).
     The model as it comes is scored too, as epoch 0: a model that starts from one-shot weights is never made worse.
     resume: file that the state is kept in after each epoch; if it is there, training goes on from it, and ends as an
@@ -76,6 +78,12 @@ def fit(
     model.to(device)
     checked_tables(settings.tables, schema.label.task, ranks.size, "train.tables")
     optimizer = adam(model, settings.learning_rate, settings.l2, settings.l2_network, settings.tables)
+    updates = math.ceil(train.rows / settings.batch_size)
+    scored, average = model, None
+    if settings.average:
+        horizon = max(1.0, settings.average * updates)
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / horizon))
+        scored = average.module
     state = None
     if resume is not None and ranks.agree(resume.exists()):
         state = checkpoint.load(resume)
@@ -83,12 +91,13 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         result = FitResult(**state["result"])
         best = state["best"]
+        if average is not None:
+            average.load_state_dict(state["average"])
     else:
         ranks.spread(model.state_dict().values())
         start = evaluate(model, valid, batch_size=settings.eval_batch, device=device, ranks=ranks)
         result = FitResult(best=start, best_epoch=0, history=[{"epoch": 0, **start}])
         best = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    updates = math.ceil(train.rows / settings.batch_size)
     done = int(result.history[-1]["epoch"])
     for epoch in range(done + 1, settings.epochs + 1):
         if epoch - 1 - result.best_epoch >= settings.patience:
@@ -96,16 +105,16 @@ def fit(
         began = time.perf_counter()
         with progress.task(f"{name}, epoch {epoch}", updates) as task:
             loss = _epoch(
-                model, train, objective, optimizer, settings, derive(seed, "epoch", epoch), device, task, ranks
+                model, train, objective, optimizer, settings, derive(seed, "epoch", epoch), device, task, ranks, average
             )
         seconds = time.perf_counter() - began
-        scores = evaluate(model, valid, batch_size=settings.eval_batch, device=device, ranks=ranks)
+        scores = evaluate(scored, valid, batch_size=settings.eval_batch, device=device, ranks=ranks)
         result.seconds += seconds
         result.examples += train.rows
         result.history.append({"epoch": epoch, "loss": loss, "seconds": seconds, **scores})
         if scores[metric] > result.best[metric]:
             result.best, result.best_epoch = scores, epoch
-            best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            best = {k: v.detach().clone() for k, v in scored.state_dict().items()}
         if resume is not None and ranks.first:
             checkpoint.save(
                 resume,
@@ -114,6 +123,7 @@ def fit(
                     "optimizer": optimizer.state_dict(),
                     "best": best,
                     "result": vars(result),
+                    "average": None if average is None else average.state_dict(),
                 },
             )
     model.load_state_dict(best)
@@ -133,7 +143,7 @@ def _count(model, train, valid, settings, device, progress, name) -> FitResult:
     return FitResult(best=scores, best_epoch=1, history=history, seconds=seconds, examples=train.rows)
 
 
-def _epoch(model, train, objective, optimizer, settings, seed, device, task, ranks) -> float:
+def _epoch(model, train, objective, optimizer, settings, seed, device, task, ranks, average) -> float:
     """One pass; the mean loss. No value leaves the device before its end, but for the progress display."""
     model.train()
     generator = torch.Generator().manual_seed(seed)
@@ -148,6 +158,8 @@ def _epoch(model, train, objective, optimizer, settings, seed, device, task, ran
             if settings.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), settings.clip, foreach=True)
             optimizer.step()
+            if average is not None:
+                average.update_parameters(model)
             total += loss.detach()
             batches += 1
             if batches % 20 == 0:

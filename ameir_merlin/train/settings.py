@@ -17,6 +17,8 @@ class TrainSettings:
     objective: a name of `train.objectives.OBJECTIVES`; empty = what the model names as its own.
     tables: what embedding tables are trained by: "adam", or "row_adam", whose updates touch the rows of the batch alone
     and keep two numbers a row: for tables of tens of millions of rows. See `train.rows`.
+    average: passes that the weights are averaged over, exponentially (Polyak and Juditsky 1992); the mean is what is
+    scored and kept. 0, as in the paper: the weights as they are.
     clip: largest norm of a gradient; 0 = not clipped. eval_batch: rows a step while scoring.
     """
 
@@ -28,6 +30,7 @@ class TrainSettings:
     l2_network: float = 0.0
     objective: str = ""
     tables: Literal["adam", "row_adam"] = "adam"
+    average: float = 0.0
     clip: float = 0.0
     eval_batch: int = 4096
 
@@ -35,8 +38,10 @@ class TrainSettings:
         for name in ("epochs", "patience", "batch_size", "eval_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("learning_rate", "l2", "l2_network", "clip"):
+        for name in ("learning_rate", "l2", "l2_network", "average", "clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
         if self.tables == "row_adam" and self.clip:
             raise ValueError("clip needs tables = 'adam': the norm is that of dense gradients")
+        if self.tables == "row_adam" and self.average:
+            raise ValueError("average needs tables = 'adam': a mean would touch every row at each update")
