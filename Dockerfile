@@ -18,6 +18,8 @@ ENTRYPOINT ["ameir-merlin"]
 CMD ["--help"]
 
 FROM nvcr.io/nvidia/tritonserver:26.07-py3 AS serve
+# Ubuntu 24.04, below, lets pip write into its own Python only where it is told so.
+ARG PIP_BREAK_SYSTEM_PACKAGES=1
 # The steps of a repository need numpy, and ONNX Runtime for the model; what starts the server, nothing.
 COPY docker/serve.txt /opt/ameir-merlin/docker/serve.txt
 RUN python3 -m pip install --no-cache-dir --requirement /opt/ameir-merlin/docker/serve.txt

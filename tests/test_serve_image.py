@@ -143,6 +143,16 @@ def test_every_copied_file_is_there_and_in_the_context():
             assert source.split("/")[0] in allowed
 
 
+def test_what_one_image_exports_the_other_can_serve():
+    """Engine "auto" is ONNX Runtime where export can write and check it, else torch, which the serving image lacks."""
+    names = {
+        target: set(re.findall(r"^([a-z_]+)[<>=]", (ROOT / "docker" / f"{target}.txt").read_text(), re.M))
+        for target in ("train", "serve")
+    }
+    assert {"onnx", "onnxruntime", "safetensors"} <= names["train"]
+    assert names["serve"] == {"numpy", "onnxruntime"}
+
+
 def test_the_compose_file_names_what_the_dockerfile_builds():
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     assert {s["build"]["target"] for s in services.values()} == {"train", "serve"}
