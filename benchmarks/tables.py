@@ -41,6 +41,18 @@ from ameir_merlin.train.loop import FitResult, fit, seeded
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 LOWER_IS_BETTER = ("logloss",)
+# Figures of a row, beside its metrics, whose mean over the seeds is kept.
+COUNTED = (
+    "parameters",
+    "seconds",
+    "search_seconds",
+    "examples_per_second",
+    "architectures",
+    "examples",
+    "epochs",
+    "cpu_seconds",
+    "examples_per_cpu_second",
+)
 Figures = dict[str, Any]
 
 
@@ -251,7 +263,7 @@ def summary(name: str, found: Sequence[Figures], metrics: Sequence[str]) -> Figu
         row["values"][metric] = values
         row["mean"][metric] = statistics.fmean(values)
         row["std"][metric] = statistics.stdev(values) if len(values) > 1 else None
-    for key in ("parameters", "seconds", "search_seconds", "examples_per_second", "architectures", "examples"):
+    for key in COUNTED:
         values = [f[key] for f in found if key in f]
         if values:
             row[key] = statistics.fmean(values)
