@@ -119,11 +119,12 @@ class Bench:
         )
 
     def measure(self, model: nn.Module, result: FitResult) -> Figures:
-        """Test metrics of a trained model, its size, and training examples a second."""
+        """Test metrics of a trained model, its size, training examples a second, and passes."""
         test = evaluate(model, self.splits["test"], batch_size=self.config.train.eval_batch, device=self.device)
         speed = result.examples / result.seconds if result.seconds else 0.0
         parameters = sum(p.numel() for p in model.parameters())
-        return {"test": test, "valid": result.best, "parameters": parameters, "examples_per_second": speed}
+        figures = {"test": test, "valid": result.best, "parameters": parameters, "examples_per_second": speed}
+        return figures | {"epochs": max((int(h["epoch"]) for h in result.history), default=0)}
 
     def checkpoint(self, name: str, seed: int) -> Path:
         """Where the training of row `name` keeps its state."""

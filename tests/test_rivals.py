@@ -283,7 +283,8 @@ def test_both_stand_side_by_side_and_a_killed_command_goes_on(raw: Path, tmp_pat
     deepfm, bpr = (next(j for j in jobs if j["model"] == name) for name in ("DeepFM", "BPR"))
     assert deepfm["settings"]["mlp_hidden_size"] == [200, 80]
     assert (deepfm["settings"]["embedding_size"], deepfm["settings"]["train_batch_size"]) == (16, 2048)
-    assert (bpr["settings"]["embedding_size"], bpr["max_length"], bpr["epochs"], bpr["patience"]) == (64, 15, 2, 3)
+    assert (bpr["settings"]["embedding_size"], bpr["max_length"], bpr["epochs"], bpr["patience"]) == (64, 15, 2, 10)
+    assert deepfm["patience"] == 3
     before = len(jobs)
     rivals.make(options(raw, tmp_path / "out", *more))
     assert len(jobs) == before
