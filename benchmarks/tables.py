@@ -41,6 +41,18 @@ from ameir_merlin.train.loop import FitResult, fit, seeded
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 LOWER_IS_BETTER = ("logloss",)
+# Figures of a row, beside its metrics, whose mean over the seeds is kept.
+COUNTED = (
+    "parameters",
+    "seconds",
+    "search_seconds",
+    "examples_per_second",
+    "architectures",
+    "examples",
+    "epochs",
+    "cpu_seconds",
+    "examples_per_cpu_second",
+)
 Figures = dict[str, Any]
 
 
@@ -107,11 +119,12 @@ class Bench:
         )
 
     def measure(self, model: nn.Module, result: FitResult) -> Figures:
-        """Test metrics of a trained model, its size, and training examples a second."""
+        """Test metrics of a trained model, its size, training examples a second, and passes."""
         test = evaluate(model, self.splits["test"], batch_size=self.config.train.eval_batch, device=self.device)
         speed = result.examples / result.seconds if result.seconds else 0.0
         parameters = sum(p.numel() for p in model.parameters())
-        return {"test": test, "valid": result.best, "parameters": parameters, "examples_per_second": speed}
+        figures = {"test": test, "valid": result.best, "parameters": parameters, "examples_per_second": speed}
+        return figures | {"epochs": max((int(h["epoch"]) for h in result.history), default=0)}
 
     def checkpoint(self, name: str, seed: int) -> Path:
         """Where the training of row `name` keeps its state."""
@@ -251,7 +264,7 @@ def summary(name: str, found: Sequence[Figures], metrics: Sequence[str]) -> Figu
         row["values"][metric] = values
         row["mean"][metric] = statistics.fmean(values)
         row["std"][metric] = statistics.stdev(values) if len(values) > 1 else None
-    for key in ("parameters", "seconds", "search_seconds", "examples_per_second", "architectures", "examples"):
+    for key in COUNTED:
         values = [f[key] for f in found if key in f]
         if values:
             row[key] = statistics.fmean(values)

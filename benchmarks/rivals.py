@@ -1,0 +1,510 @@
+"""Our models beside RecBole 1.2.1's: the very same rows and negatives, both until validation stops rising.
+
+    python -m benchmarks.rivals --data ../shared/data --out runs/rivals
+    python -m benchmarks.rivals clicks --models wide_deep deepfm --repeats 4
+
+clicks: MovieLens-100K, split at random (`ml100k_ctr.csv.gz`), without histories, embeddings of 16, batches of 2048.
+items: Amazon Beauty (`beauty.txt.gz`, `beauty_eval_neg100.npz`), length 15, embeddings of 64; hr5 and ndcg5 rank the
+target against the 100 negatives, hr10_full and ndcg10_full among all items but the user's past.
+
+RecBole runs in an environment of its own, which the command makes with pip in --env, by `rivals_recbole.py`. Its models
+get our models' sizes (embeddings, hidden layers, heads, dropout), so that a difference is one of libraries; with
+--recbole-sizes they keep those of RecBole's own files. Everything else of them (initialisation, penalties, loss) is
+RecBole's. Seeds, learning rate (0.001), batches of clicks and the most passes are the same for both, and so is the
+patience of 3 passes, but for RecBole's BPR, whose validation score wavers: it has RecBole's own 10.
+
+An example is one row of clicks, or one next item that is asked for: RecBole cuts a training row for each item, our
+models answer at each position of a window or once a window. A window of BERT4Rec counts as one, whatever it masks.
+Speed is examples per CPU-second of training, one thread, scoring left out, both measured in this command. A target
+that no training row has counts as ranked last for ours; RecBole may guess it.
+
+Rows are kept in OUT/{clicks,items}/rows as they are finished. The last line of standard output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ameir_merlin.config import load_config
+from ameir_merlin.data.dataset import NEGATIVES, SEEN, SPLITS, USER, Dataset
+from ameir_merlin.data.prepare import prepare
+from ameir_merlin.display import display
+from ameir_merlin.environment import environment
+from ameir_merlin.errors import UserError
+from ameir_merlin.files import atomic_folder, is_complete, read_json, write_json, write_text
+from ameir_merlin.models import model_class
+from ameir_merlin.progress import Progress, Task
+from benchmarks.tables import WORKFLOWS, Bench, Figures, Row, Table, baseline, check_same, run, user_errors
+
+HERE = Path(__file__).resolve().parent
+PATIENCE = 3
+REQUIREMENTS = (
+    f"torch=={torch.__version__.partition('+')[0]}",  # the one that ours runs on
+    "numpy==1.26.4",  # RecBole assigns to names that numpy 2 no longer has
+    "pandas==1.5.3",
+    "scipy==1.13.1",
+    "scikit-learn==1.5.2",
+    "setuptools<81",  # tensorboard imports pkg_resources
+    "tensorboard",
+    "colorlog==4.7.2",
+    "colorama==0.4.4",
+    "pyyaml",
+    "tqdm",
+    "texttable",
+    "psutil",
+)
+RECBOLE = "recbole==1.2.1"  # without what it asks for: its ray is old, and only its tuning needs it
+
+
+@dataclass(frozen=True)
+class Rival:
+    """RecBole's model of the same name.
+
+    sizes: from our model's configuration to RecBole's keys. batch: of training. patience: passes without a better
+    validation score.
+    """
+
+    model: str
+    sizes: Callable[[Any], dict[str, Any]] = lambda c: {}
+    batch: int = 256
+    sequential: bool = True
+    patience: int = PATIENCE
+
+
+def _mlp(c: Any) -> dict[str, Any]:
+    return {"mlp_hidden_size": list(c.hidden), "dropout_prob": c.dropout}
+
+
+# Our models by kind, and RecBole's. None: RecBole has none; what other libraries gave stands beside ours.
+CLICKS: dict[str, Rival | None] = {
+    "dnn": None,
+    "wide_deep": Rival("WideDeep", _mlp, 2048),
+    "deepfm": Rival("DeepFM", _mlp, 2048),
+    "pnn": Rival("PNN", _mlp, 2048),
+    "dcn": Rival("DCN", lambda c: {**_mlp(c), "cross_layer_num": c.cross_layers}, 2048),
+    "dcnv2": Rival("DCNV2", lambda c: {**_mlp(c), "cross_layer_num": c.cross_layers, "structure": "parallel"}, 2048),
+    "xdeepfm": Rival("xDeepFM", lambda c: {**_mlp(c), "cin_layer_size": list(c.cin)}, 2048),
+    "autoint": Rival(
+        "AutoInt",
+        lambda c: {
+            "mlp_hidden_size": list(c.hidden),
+            "n_layers": c.layers,
+            "num_heads": c.heads,
+            "attention_size": c.heads * c.head_dim,
+        },
+        2048,
+    ),
+    "fibinet": None,
+}
+ITEMS: dict[str, Rival | None] = {
+    "pop": Rival("Pop", batch=2048, sequential=False),
+    "bpr": Rival("BPR", batch=2048, sequential=False, patience=10),
+    "gru4rec": Rival("GRU4Rec", lambda c: {"hidden_size": c.dim, "num_layers": c.layers, "dropout_prob": c.dropout}),
+    "stamp": Rival("STAMP"),
+    "narm": Rival("NARM", lambda c: {"hidden_size": c.dim, "dropout_probs": [c.dropout, c.dropout_session]}),
+    "caser": Rival("Caser", lambda c: {"nv": c.vertical, "nh": c.horizontal, "dropout_prob": c.dropout}),
+    # A block of RecBole's has two convolutions, ours one: three of its blocks for our five.
+    "nextitnet": Rival("NextItNet", lambda c: {"kernel_size": c.kernel, "dilations": [1], "block_num": 3}),
+    "srgnn": Rival("SRGNN", lambda c: {"step": c.steps}),
+    "bert4rec": Rival(
+        "BERT4Rec",
+        lambda c: {
+            "hidden_size": c.dim,
+            "n_layers": c.layers,
+            "n_heads": c.heads,
+            "inner_size": c.inner or 4 * c.dim,
+            "hidden_dropout_prob": c.dropout,
+        },
+    ),
+    "sasrec": Rival(
+        "SASRec",
+        lambda c: {
+            "hidden_size": c.dim,
+            "n_layers": c.layers,
+            "n_heads": c.heads,
+            "inner_size": c.inner or c.dim,
+            "hidden_dropout_prob": c.dropout,
+            "attn_dropout_prob": c.attention_dropout,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A data set and its models. config: ours. settings: changes to it. metrics: shown, the first one ranks."""
+
+    config: str
+    settings: tuple[str, ...]
+    metrics: tuple[str, ...]
+    models: Mapping[str, Rival | None]
+
+
+KINDS = {
+    "clicks": Kind("movielens_random.toml", ("train.batch_size=2048",), ("auc", "logloss"), CLICKS),
+    "items": Kind("beauty.toml", (), ("ndcg5", "hr5", "hr10_full", "ndcg10_full"), ITEMS),
+}
+
+
+# ------------------------------------------------------------------ RecBole
+
+
+def call(command: Sequence[str], log: Path, told: Callable[[str], None], **more: Any) -> None:
+    """Run `command`, hand each line of its standard output to `told`; `UserError` with its last word if it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, **more) as process,
+    ):
+        try:
+            for line in process.stdout or ():
+                told(line.rstrip())
+        except BaseException:  # such as Ctrl-C
+            process.kill()
+            raise
+    if process.returncode:
+        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["no message"]
+        raise UserError(
+            f"{Path(command[0]).name} ended with status {process.returncode}: {last[-1].strip()} (see {log})"
+        )
+
+
+def recbole_python(env: Path, progress: Progress) -> Path:
+    """The Python of RecBole's environment in `env`, made first if it is not there as it should be."""
+    wanted, stamp, python = [*REQUIREMENTS, RECBOLE], env / "installed.json", env / "bin" / "python"
+    if stamp.exists() and read_json(stamp) == wanted:
+        return python
+    progress.say(f"setting up {RECBOLE} in {env}")
+    log, pip = env.parent / f"{env.name}.log", [str(python), "-m", "pip", "install", "--quiet"]
+    call([sys.executable, "-m", "venv", "--clear", str(env)], log, progress.say)
+    call([*pip, *REQUIREMENTS], log, progress.say)
+    call([*pip, "--no-deps", RECBOLE], log, progress.say)
+    write_json(stamp, wanted)
+    return python
+
+
+def recbole_files(dataset: Dataset, raw: Path, folder: Path) -> None:
+    """Write the raw rows of `dataset` as RecBole reads them, into `folder`, if they are not there.
+
+    Clicks: train.inter, valid.inter, test.inter and fields.json. Next items: one .inter with all sequences, which
+    RecBole cuts as we do (the last for the test, the one before for validation), and evaluation.npz.
+    """
+    if is_complete(folder):
+        return
+    parts: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
+    for split, part in dataset.read(raw, {}):
+        parts[split].append(part)
+    tables = {split: pa.concat_tables(found) for split, found in parts.items() if found}
+    with atomic_folder(folder) as out:
+        if dataset.schema().label.task == "click":
+            _click_files(dataset, tables, folder.name, out)
+        else:
+            _item_files(dataset, tables["test"], folder.name, out)
+
+
+def _click_files(dataset: Dataset, tables: Mapping[str, pa.Table], name: str, out: Path) -> None:
+    schema = dataset.schema()
+    if schema.dense:
+        raise UserError(f"field '{schema.dense[0].name}' is dense: only ids are compared")
+    label, raw = schema.label.name, dataset.columns()
+    separators = {f.name: raw[f.name].separator for f in schema.fields if f.kind == "multivalent"}
+    if any(separator != " " for separator in separators.values()):
+        raise UserError("RecBole's files have blanks between the values of a multivalent field")
+    columns = {f.name: "token_seq" if f.name in separators else "token" for f in schema.fields}
+    for split, table in tables.items():
+        header = "\t".join([*(f"{n}:{kind}" for n, kind in columns.items()), "label:float"])
+        rows = zip(*(table[n].to_pylist() for n in (*columns, label)))
+        lines = ("\t".join("" if v is None else str(v) for v in row) for row in rows)
+        (out / f"{name}.{split}.inter").write_text("\n".join([header, *lines]) + "\n")
+    first = {role: next(f.name for f in schema.fields if f.role == role) for role in ("user", "item")}
+    (out / "fields.json").write_text(json.dumps({**first, "columns": [*columns, "label"]}))
+
+
+def _item_files(dataset: Dataset, test: pa.Table, name: str, out: Path) -> None:
+    users = test[USER].to_numpy()
+    target = test[dataset.schema().label.name].to_pylist()
+    sequences = [[*seen, last] for seen, last in zip(test[SEEN].to_pylist(), target)]
+    lines = (f"{u}\t{i}\t{t}" for u, items in zip(users.tolist(), sequences) for t, i in enumerate(items))
+    (out / f"{name}.inter").write_text("\n".join(["user:token\titem:token\ttime:float", *lines]) + "\n")
+    np.savez(
+        out / "evaluation.npz",
+        user=users,
+        items=np.array([i for items in sequences for i in items]),
+        length=np.array([len(items) for items in sequences]),
+        negatives=np.array(test[NEGATIVES].to_pylist()),
+    )
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where RecBole is and what it reads. own_sizes: whether its models keep the sizes of RecBole's files."""
+
+    python: Path
+    data: Path
+    own_sizes: bool
+
+
+def theirs(name: str, rival: Rival, site: Site) -> Row:
+    """Row of RecBole's model that is called `name` here."""
+
+    def row(bench: Bench, seed: int) -> Figures:
+        scratch = bench.folder / "recbole" / f"{name}-{seed}"
+        scratch.mkdir(parents=True, exist_ok=True)
+        result, task = (scratch / "result.json").resolve(), bench.schema.label.task
+        job = {
+            "kind": "clicks" if task == "click" else "items",
+            "model": rival.model,
+            "sequential": rival.sequential,
+            "data": str(site.data.resolve()),
+            "max_length": bench.schema.max_length if bench.schema.behaviour else 0,
+            "seed": seed,
+            "epochs": bench.training.epochs,
+            "patience": rival.patience,
+            "settings": recbole_settings(name, rival, bench, site.own_sizes),
+            "result": str(result),
+        }
+        write_json(scratch / "job.json", job)
+        one = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        one.pop("PYTHONPATH", None)
+        call(
+            [str(site.python.absolute()), str(HERE / "rivals_recbole.py"), str((scratch / "job.json").resolve())],
+            scratch / "log.txt",
+            lambda line: bench.progress.say(f"RecBole {rival.model}, seed {seed}, {line}"),
+            cwd=scratch,
+            env=one,
+        )
+        figures = read_json(result, "test")
+        if (told := figures["test"]["rows"]) != (rows := bench.splits["test"].rows):
+            raise UserError(f"RecBole's test has {told} rows, ours {rows}")
+        return figures | {"settings": job["settings"]}
+
+    return row
+
+
+def recbole_settings(name: str, rival: Rival, bench: Bench, own_sizes: bool) -> dict[str, Any]:
+    """What RecBole is told about the model: embedding, batch and learning rate, and our sizes unless `own_sizes`."""
+    config, kind = bench.config, model_class(name).configuration
+    known = {f.name for f in dataclasses.fields(kind)}
+    wanted: dict[str, Any] = {"dim": config.model.embedding_dim}
+    if bench.schema.label.task == "click":
+        wanted |= {"hidden": config.search.hidden, "dropout": config.model.mlp_dropout}
+    wanted |= config.baselines.options.get(name, {})
+    ours = kind(**{key: value for key, value in wanted.items() if key in known})
+    told = {
+        "embedding_size": config.model.embedding_dim,
+        "train_batch_size": rival.batch,
+        "learning_rate": config.train.learning_rate,
+    }
+    return told if own_sizes else told | rival.sizes(ours)
+
+
+# ------------------------------------------------------------------ ours
+
+
+class Passes:
+    """A `Progress` that hands everything on and adds up the CPU time of its tasks: `fit` opens one a training pass."""
+
+    def __init__(self, inner: Progress) -> None:
+        self.inner, self.count, self.seconds = inner, 0, 0.0
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: int | None = None) -> Iterator[Task]:
+        """See `Progress.task`."""
+        with self.inner.task(name, total) as task:
+            began = time.process_time()
+            yield task
+            self.seconds += time.process_time() - began
+            self.count += 1
+
+    def say(self, line: str) -> None:
+        """See `Progress.say`."""
+        self.inner.say(line)
+
+
+def ours(name: str) -> Row:
+    """Row of our model: `benchmarks.tables.baseline`, and its speed by CPU time."""
+
+    def row(bench: Bench, seed: int) -> Figures:
+        passes = Passes(bench.progress)
+        figures = baseline(name)(dataclasses.replace(bench, progress=passes), seed)
+        if passes.count:  # those of this command; one that was killed may have done some, or all, before
+            examples = passes.count * asked(bench, name)
+            figures |= {"examples": examples, "cpu_seconds": passes.seconds}
+            figures["examples_per_cpu_second"] = examples / max(passes.seconds, 1e-9)
+        return figures
+
+    return row
+
+
+def asked(bench: Bench, name: str) -> int:
+    """Examples in a pass of our model over the training rows; see the module's docstring."""
+    rows, model = bench.splits["train"], model_class(name)
+    if bench.schema.label.task == "click":
+        return rows.rows
+    if model.default_objective is None:
+        return int(rows.all.mask.sum())
+    if getattr(model, "causal", False):
+        return int(rows.all.mask[:, -(bench.schema.max_length + 1) : -1].sum())
+    return rows.rows
+
+
+# ------------------------------------------------------------------ the table
+
+
+def recbole_name(name: str) -> str:
+    """What the row of RecBole's model is called."""
+    return f"recbole-{name}"
+
+
+def markdown(kind: str, rows: Mapping[str, Figures], names: Sequence[str], peers: Mapping[str, Any]) -> str:
+    """Ours and RecBole's side by side, and what other libraries gave before."""
+    metrics, known = KINDS[kind].metrics, peers[kind]
+    head = ["model", *(f"{m}, {who}" for m in metrics for who in ("ours", "RecBole"))]
+    head += ["passes, ours", "passes, RecBole", "examples/s, ours", "examples/s, RecBole", "times"]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for name in names:
+        pair = [rows[name], rows.get(recbole_name(name))]
+        cells = [name]
+        for metric in metrics:
+            for row in pair:
+                cells.append("" if row is None else _deviation(row["mean"][metric], row["std"][metric]))
+        for key in ("epochs", "examples_per_cpu_second"):
+            cells += ["" if row is None or key not in row else f"{row[key]:,.0f}" for row in pair]
+        ratio = times(rows, name)
+        cells.append("" if ratio is None else f"{ratio:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    if told := [(name, library, figures) for name in names for library, figures in known.get(name, {}).items()]:
+        head = ["measured before", "library", *metrics, "examples/s", "remark"]
+        lines += ["", "| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(metrics) + 1) + " --- |"]
+        for name, library, figures in told:
+            cells = [name, library, *(f"{figures[m]:.4g}" if m in figures else "" for m in metrics)]
+            cells += [f"{figures['speed']:,}" if "speed" in figures else "", figures.get("note", "")]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += ["", f"Measured before: {peers['source']}."]
+    return "\n".join(lines) + "\n"
+
+
+def _deviation(mean: float, std: float | None) -> str:
+    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
+
+
+def times(rows: Mapping[str, Figures], name: str) -> float | None:
+    """How many times the examples per CPU-second of RecBole's model ours has."""
+    speeds = [rows.get(n, {}).get("examples_per_cpu_second") for n in (name, recbole_name(name))]
+    return None if None in speeds else speeds[0] / speeds[1]
+
+
+def figures_of(kind: str, rows: Mapping[str, Figures], names: Sequence[str]) -> dict[str, float]:
+    """The numbers of the last line: each row's metrics, and `times`."""
+    found = {}
+    for row in rows.values():
+        found |= {f"{kind}_{m}_{row['row']}": round(row["mean"][m], 5) for m in KINDS[kind].metrics}
+    for name in names:
+        if (ratio := times(rows, name)) is not None:
+            found[f"{kind}_times_{name}"] = round(ratio, 3)
+    return found
+
+
+def compare(kind: str, given: argparse.Namespace, progress: Progress) -> tuple[str, dict[str, float], list[Figures]]:
+    """Train what is missing of one kind: its Markdown, figures and rows."""
+    facts, out = KINDS[kind], given.out / kind
+    names = [name for name in facts.models if not given.models or name in given.models]
+    changes = (f"train.epochs={given.epochs}", f"train.patience={PATIENCE}", *facts.settings)
+    config = load_config(WORKFLOWS / facts.config, changes)
+    dataset, prepared = config.dataset(), given.out / "data" / config.name
+    if not is_complete(prepared):
+        prepare(dataset, given.data, prepared, progress=progress)
+    files = given.out / "data" / f"recbole-{config.name}"
+    recbole_files(dataset, given.data, files)
+    rivals = {name: rival for name in names if (rival := facts.models[name])}
+    env = given.env or given.out / "recbole"
+    site = Site(recbole_python(env, progress) if rivals else env, files, given.recbole_sizes)
+    check_same(out / "recbole.json", {"requirements": [*REQUIREMENTS, RECBOLE], "own sizes": given.recbole_sizes})
+    made: dict[str, Row] = {}
+    for name in names:
+        made[name] = ours(name)
+        if name in rivals:
+            made[recbole_name(name)] = theirs(name, rivals[name], site)
+    bench = Bench.open(prepared, config, out, behaviours=kind == "items", device="cpu", progress=progress)
+    table = Table(f"rivals, {kind}", f"{config.name}, ours and RecBole's", made, facts.metrics, "")
+    found = run(table, bench, list(made), given.repeats, {})
+    rows = {row["row"]: row for row in found}
+    text = f"# {config.name}, {given.repeats} seed(s), one thread\n\n"
+    text += markdown(kind, rows, names, read_json(HERE / "peers.json"))
+    return text, figures_of(kind, rows, names), found
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.rivals", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; by default both")
+    made.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR", help="the publishers' files")
+    made.add_argument("--out", type=Path, default=Path("runs/rivals"), metavar="DIR")
+    made.add_argument("--env", type=Path, metavar="DIR", help="of RecBole's environment; by default OUT/recbole")
+    made.add_argument("--models", nargs="+", metavar="NAME", help="by default all of the kinds")
+    made.add_argument("--repeats", type=int, default=1, metavar="N", help="seeds 1 to N")
+    made.add_argument("--epochs", type=int, default=100, metavar="N", help="passes at most, of both")
+    made.add_argument("--recbole-sizes", action="store_true", help="RecBole's models in the sizes of its own files")
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write figures, rows and environment here")
+    return made
+
+
+def make(given: argparse.Namespace) -> Figures:
+    """Do what the command line says, write rivals.md and rivals.json, print; returns the result."""
+    kinds = given.kinds or list(KINDS)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"no kind '{kind}'; the kinds are {', '.join(KINDS)}")
+    models = [name for kind in kinds for name in KINDS[kind].models]
+    for name in given.models or ():
+        if name not in models:
+            raise UserError(f"--models: no row '{name}'; the rows are {', '.join(models)}")
+    if given.repeats < 1 or given.epochs < 1:
+        raise UserError("--repeats and --epochs must be at least 1")
+    torch.set_num_threads(1)
+    progress = display()
+    texts: list[str] = []
+    result: Figures = {"command": "benchmarks.rivals", "figures": {}, "rows": {}}
+    for kind in kinds:
+        if given.models and not set(given.models) & set(KINDS[kind].models):
+            continue
+        text, figures, rows = compare(kind, given, progress)
+        texts.append(text)
+        result["figures"] |= figures
+        result["rows"][kind] = rows
+    result["environment"] = environment()
+    write_text(given.out / "rivals.md", "\n".join(texts))
+    write_json(given.out / "rivals.json", result)
+    if given.json:
+        write_json(given.json, result)
+    print("\n".join(texts))
+    print(json.dumps({"command": result["command"], "figures": result["figures"]}), flush=True)
+    return result
+
+
+def main() -> None:
+    """The command: errors that a user can cause are one line."""
+    given = parser().parse_args()
+    with user_errors():
+        make(given)
+
+
+if __name__ == "__main__":
+    main()

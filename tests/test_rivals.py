@@ -1,0 +1,339 @@
+"""Our models beside RecBole's: the same metrics, the same rows, and a table put together from both; no RecBole here."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from core_cases import ITEMS, rows_of
+
+from ameir_merlin.batch import Batch
+from ameir_merlin.config import load_config
+from ameir_merlin.errors import UserError
+from ameir_merlin.models import MODELS, model_class
+from ameir_merlin.progress import Silent
+from ameir_merlin.schema import FIRST_ID
+from ameir_merlin.train.evaluate import retrieval_ranks
+from ameir_merlin.train.metrics import auc, hit_rate, logloss, ndcg
+from benchmarks import rivals, rivals_recbole
+from benchmarks.tables import WORKFLOWS, Bench
+
+# ------------------------------------------------------------------ metrics
+
+
+def test_metrics_of_clicks_are_ours_with_ties():
+    generator = torch.Generator().manual_seed(1)
+    chances = torch.randint(1, 20, (500,), generator=generator) / 20
+    labels = (torch.rand(500, generator=generator) < chances).float()
+    found = rivals_recbole.click_metrics(chances, labels)
+    logits = torch.logit(chances.double())
+    assert found["auc"] == pytest.approx(auc(logits, labels).item(), abs=1e-12)
+    assert found["logloss"] == pytest.approx(logloss(logits, labels).item(), abs=1e-12)
+
+
+class Interaction(dict):
+    """What RecBole's rows do here."""
+
+    def __len__(self) -> int:
+        return len(self["user"])
+
+    def __getitem__(self, key):
+        return Interaction({n: v[key] for n, v in self.items()}) if isinstance(key, slice) else super().__getitem__(key)
+
+
+class Loader:
+    def __init__(self, rows: Interaction) -> None:
+        self._dataset = self
+        self.inter_feat = rows
+
+
+class Numbered:
+    """Numbers users and items in an order of its own, from 1, as RecBole does."""
+
+    def __init__(self, users: list[int], items: list[int]) -> None:
+        self.ids = {
+            "user": {str(u): n for n, u in enumerate(users, 1)},
+            "item": {str(i): n for n, i in enumerate(items, 1)},
+        }
+
+    def num(self, field: str) -> int:
+        return len(self.ids[field]) + 1
+
+    def token2id(self, field: str, values: np.ndarray) -> np.ndarray:
+        return np.array([self.ids[field][v] for v in values])
+
+
+class Scores:
+    """Scores of each user for each item, some of them equal."""
+
+    def __init__(self, scores: torch.Tensor) -> None:
+        self.scores = scores
+
+    def full_sort_predict(self, rows: Interaction) -> torch.Tensor:
+        return self.scores[rows["user"]].view(-1)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_metrics_of_next_items_are_ours_with_the_past_masked(split: str, tmp_path: Path):
+    rng = random.Random(2)
+    users, items = list(range(100, 130)), list(range(40))
+    sequences = [rng.choices(items, k=rng.randint(3, 9)) for _ in users]  # items may come again
+    negatives = np.array([rng.sample(items, 10) for _ in users])
+    np.savez(
+        tmp_path / "evaluation.npz",
+        user=np.array(users),
+        items=np.concatenate(sequences),
+        length=np.array([len(s) for s in sequences]),
+        negatives=negatives,
+    )
+    dataset = Numbered(users[::-1], rng.sample(items, len(items)))
+    number = {int(i): n for i, n in dataset.ids["item"].items()}
+    scores = torch.randint(0, 12, (len(users) + 1, len(items) + 1)).float()
+    back = {"valid": 2, "test": 1}[split]
+    order = rng.sample(range(len(users)), len(users))
+    rows = Interaction(
+        user=torch.tensor([dataset.ids["user"][str(users[u])] for u in order]),
+        item=torch.tensor([number[sequences[u][-back]] for u in order]),
+    )
+    found = rivals_recbole.Items(tmp_path, dataset).measure(Scores(scores), Loader(rows), split)
+
+    shift = FIRST_ID - 1  # our ids of RecBole's numbers
+    before = [[number[i] + shift for i in sequences[u][:-back]] for u in order]
+    wide = max(map(len, before))
+    batch = Batch(
+        label=rows["item"] + shift,
+        negatives=torch.tensor([[number[int(i)] + shift for i in negatives[u]] for u in order]),
+        seen=torch.tensor([b + [0] * (wide - len(b)) for b in before]),
+    )
+    padded = torch.cat([torch.zeros(len(order), shift), scores[rows["user"]]], 1)
+    sampled, full = retrieval_ranks(padded, batch)
+    expected = {"hr10_full": hit_rate(full, 10), "ndcg10_full": ndcg(full, 10)}
+    if split == "test":
+        expected |= {"hr1": hit_rate(sampled, 1), "hr5": hit_rate(sampled, 5), "ndcg5": ndcg(sampled, 5)}
+    assert found.pop("rows") == len(users)
+    assert found == pytest.approx({k: v.item() for k, v in expected.items()}, abs=1e-12)
+    rows["item"][0] += 1
+    with pytest.raises(RuntimeError, match="not the given ones"):
+        rivals_recbole.Items(tmp_path, dataset).measure(Scores(scores), Loader(rows), split)
+
+
+def test_the_script_for_recbole_uses_nothing_of_ours_and_recbole_only_when_it_runs():
+    tree = ast.parse(Path(rivals_recbole.__file__).read_text())
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert not [n for n in names if n.split(".")[0] in ("ameir_merlin", "benchmarks")]
+    at_once = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert not [n for n in at_once if "recbole" in ast.unparse(n)]
+
+
+# ------------------------------------------------------------------ rows
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    """Files of both publishers' layouts, made up."""
+    folder, rng = tmp_path_factory.mktemp("raw"), random.Random(3)
+    head = "user_id,item_id,age,gender,occupation,zip_code,release_year,class,hist,timestamp,label,split"
+    lines = [head]
+    for number in range(90):
+        split = "train" if number < 60 else "valid" if number < 75 else "test"
+        who, what = rng.randint(1, 6), rng.randint(1, 9)
+        lines.append(
+            f"{who},{what},{20 + who},M,writer,0{who},199{what},Comedy Children's,{rng.randint(1, 9)},"
+            f"{880000000 + number * 4000},{rng.randint(0, 1)},{split}"
+        )
+    (folder / "ml100k_ctr.csv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    # 100 negatives of each of 12 users, and each item in some training row
+    pool = [i for n in range(12) for i in rng.sample(range(1, 141), 140)[n : n + 12]] + list(range(1, 141))
+    users = [(u, list(dict.fromkeys(pool[u * 23 : u * 23 + 23]))) for u in range(12)]
+    text = "\n".join(" ".join(map(str, [u + 1, *items])) for u, items in users)
+    (folder / "beauty.txt.gz").write_bytes(gzip.compress(text.encode()))
+    return folder
+
+
+def test_recbole_reads_the_very_rows_of_clicks(raw: Path, tmp_path: Path):
+    dataset = load_config(WORKFLOWS / "movielens_random.toml").dataset()
+    rivals.recbole_files(dataset, raw, tmp_path / "ml")
+    lines = gzip.decompress((raw / "ml100k_ctr.csv.gz").read_bytes()).decode().splitlines()
+    head = lines[0].split(",")
+    given = [dict(zip(head, line.split(","))) for line in lines[1:]]
+    for split in ("train", "valid", "test"):
+        head, *rows = [line.split("\t") for line in (tmp_path / "ml" / f"ml.{split}.inter").read_text().splitlines()]
+        assert "class" not in " ".join(head)
+        assert "genres:token_seq" in head
+        wanted = [r for r in given if r["split"] == split]
+        assert len(rows) == len(wanted)
+        for row, told in zip(rows, wanted):
+            found = {name.split(":")[0]: value for name, value in zip(head, row)}
+            for ours, name in {
+                "user_id": "user_id",
+                "zip_code": "zip_code",
+                "genres": "class",
+                "year": "release_year",
+            }.items():
+                assert found[ours] == told[name]
+            assert float(found["label"]) == float(told["label"])
+            assert int(found["hour"]) == int(told["timestamp"]) // 3600 % 24
+    fields = json.loads((tmp_path / "ml" / "fields.json").read_text())
+    assert (fields["user"], fields["item"], fields["columns"][-1]) == ("user_id", "item_id", "label")
+    assert not [n for n in fields["columns"] if n.startswith("history")]
+
+
+def test_recbole_reads_the_very_sequences_and_negatives(raw: Path, tmp_path: Path):
+    dataset = load_config(WORKFLOWS / "beauty.toml").dataset()
+    rivals.recbole_files(dataset, raw, tmp_path / "b")
+    given = {}
+    for line in gzip.decompress((raw / "beauty.txt.gz").read_bytes()).decode().splitlines():
+        user, *items = map(int, line.split())
+        given[user] = items
+    head, *lines = (tmp_path / "b" / "b.inter").read_text().splitlines()
+    assert head.split("\t") == ["user:token", "item:token", "time:float"]
+    found: dict[int, list[tuple[int, int]]] = {}
+    for line in lines:
+        user, item, place = map(int, line.split("\t"))
+        found.setdefault(user, []).append((place, item))
+    assert {u: [i for _, i in sorted(rows)] for u, rows in found.items()} == given
+    told = dict(dataset.read(raw, {}))
+    with np.load(tmp_path / "b" / "evaluation.npz", allow_pickle=False) as made:
+        assert made["negatives"].tolist() == told["test"]["negatives"].to_pylist()
+        assert made["items"].tolist() == [i for u in made["user"].tolist() for i in given[u]]
+        assert made["length"].tolist() == [len(given[u]) for u in made["user"].tolist()]
+
+
+@pytest.mark.parametrize("name", rivals.ITEMS)
+def test_examples_of_a_pass_are_what_the_objective_asks(name: str):
+    rows = rows_of(ITEMS, 40, 5, ITEMS.behaviour.max_length + 5)
+    bench = Bench(ITEMS, {"train": rows}, None, Path("."))
+    model = model_class(name)
+    length, count = ITEMS.behaviour.max_length, 0
+    for mask in rows.all.mask.tolist():
+        if name == "pop":
+            count += sum(mask)
+        elif getattr(model, "causal", False):  # an item is asked for where one stands before it
+            count += sum(1 for a, b in zip(mask[-length - 1 :], mask[-length:]) if a and b)
+        else:
+            count += 1
+    assert rivals.asked(bench, name) == count
+
+
+# ------------------------------------------------------------------ the table
+
+
+class Jobs(list):
+    """What RecBole was asked, each answered with made-up figures; `more` rows than there are, if so set."""
+
+    more = 0
+
+    def answer(self, command, log, told, **options) -> None:
+        job = json.loads(Path(command[2]).read_text())
+        self.append(job)
+        test = dict.fromkeys(("auc", "logloss", "hr1", "hr5", "ndcg5", "hr10_full", "ndcg10_full"), 0.25)
+        test["rows"] = {"clicks": 15, "items": 12}[job["kind"]] + self.more
+        told("pass 1")
+        figures = {"test": test, "parameters": 9, "epochs": 4, "examples_per_cpu_second": 0.5}
+        Path(job["result"]).write_text(json.dumps(figures))
+
+
+@pytest.fixture
+def jobs(monkeypatch) -> Jobs:
+    """Stands in for RecBole and its environment."""
+    made = Jobs()
+    monkeypatch.setattr(rivals, "recbole_python", lambda env, progress: env / "bin" / "python")
+    monkeypatch.setattr(rivals, "call", made.answer)
+    return made
+
+
+def options(raw: Path, out: Path, *more: str):
+    return rivals.parser().parse_args(["--data", str(raw), "--out", str(out), "--epochs", "2", *more])
+
+
+def test_both_stand_side_by_side_and_a_killed_command_goes_on(raw: Path, tmp_path: Path, jobs: Jobs, capsys):
+    more = ["--models", "deepfm", "fibinet", "bpr", "--json", str(tmp_path / "all.json")]
+    jobs.more = 1
+    with pytest.raises(UserError, match="RecBole's test has 16 rows, ours 15"):
+        rivals.make(options(raw, tmp_path / "out", *more))
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "clicks" / "rows").iterdir()}
+    assert [p.name for p in kept] == ["deepfm-1.json"]
+    jobs.more = 0
+    rivals.make(options(raw, tmp_path / "out", *more))
+    assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads((tmp_path / "all.json").read_text())
+    rows = {r["row"]: r for kind in ("clicks", "items") for r in result["rows"][kind]}
+    assert set(rows) == {"deepfm", "recbole-deepfm", "fibinet", "bpr", "recbole-bpr"}
+    assert last["figures"]["clicks_auc_recbole-deepfm"] == last["figures"]["items_ndcg5_recbole-bpr"] == 0.25
+    assert rows["deepfm"]["examples"] == 60 * rows["deepfm"]["epochs"]
+    speed = rows["deepfm"]["examples"] / rows["deepfm"]["cpu_seconds"]
+    assert rows["deepfm"]["examples_per_cpu_second"] == pytest.approx(speed)
+    assert last["figures"]["clicks_times_deepfm"] == pytest.approx(speed / 0.5, abs=1e-3)
+    assert "clicks_times_fibinet" not in last["figures"]
+    lines = (tmp_path / "out" / "rivals.md").read_text().splitlines()
+    ours = rows["deepfm"]["mean"]
+    assert any(x.startswith(f"| deepfm | {ours['auc']:.4f} | 0.2500 | {ours['logloss']:.4f} | 0.2500 |") for x in lines)
+    assert any(x.startswith("| fibinet | ") and x.endswith(" |  |") for x in lines)
+    assert "| deepfm | FuxiCTR | 0.7811 | 0.5562 | 66,900 |  |" in lines
+    assert "| bpr | RecBole | 0.22 | 0.311 | 0.037 | 0.018 | 168,000 | 60 passes, stopped by itself |" in lines
+    deepfm, bpr = (next(j for j in jobs if j["model"] == name) for name in ("DeepFM", "BPR"))
+    assert deepfm["settings"]["mlp_hidden_size"] == [200, 80]
+    assert (deepfm["settings"]["embedding_size"], deepfm["settings"]["train_batch_size"]) == (16, 2048)
+    assert (bpr["settings"]["embedding_size"], bpr["max_length"], bpr["epochs"], bpr["patience"]) == (64, 15, 2, 10)
+    assert deepfm["patience"] == 3
+    before = len(jobs)
+    rivals.make(options(raw, tmp_path / "out", *more))
+    assert len(jobs) == before
+    with pytest.raises(UserError, match="another own sizes"):
+        rivals.make(options(raw, tmp_path / "out", *more, "--recbole-sizes"))
+
+
+def test_recboles_own_sizes_are_left_alone():
+    bench = Bench(ITEMS, {}, load_config(WORKFLOWS / "beauty.toml"), Path("."))
+    same = rivals.recbole_settings("sasrec", rivals.ITEMS["sasrec"], bench, own_sizes=False)
+    assert (same["hidden_size"], same["inner_size"], same["n_heads"]) == (64, 64, 4)
+    own = rivals.recbole_settings("sasrec", rivals.ITEMS["sasrec"], bench, own_sizes=True)
+    assert set(own) == {"embedding_size", "train_batch_size", "learning_rate"}
+
+
+def test_each_row_is_a_model_of_its_kind_and_sizes_are_of_its_configuration():
+    for kind, task in (("clicks", "click"), ("items", "retrieval")):
+        for name, rival in rivals.KINDS[kind].models.items():
+            assert name in MODELS
+            assert model_class(name).task == task
+            if rival:
+                assert None not in rival.sizes(model_class(name).configuration()).values()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(["books"], "no kind 'books'"), (["--models", "dmm"], "no row 'dmm'"), (["--repeats", "0"], "at least 1")],
+)
+def test_wrong_options_are_one_line(more, message, raw: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        rivals.make(options(raw, tmp_path / "out", *more))
+
+
+def test_a_failing_command_is_one_line_with_its_last_word(tmp_path: Path):
+    heard: list[str] = []
+    with pytest.raises(UserError, match=r"ended with status 3: it broke \(see .*log.txt\)"):
+        rivals.call(
+            [sys.executable, "-c", "import sys; print('one'); print('it broke', file=sys.stderr); sys.exit(3)"],
+            tmp_path / "log.txt",
+            heard.append,
+        )
+    assert heard == ["one"]
+
+
+def test_passes_adds_up_the_cpu_time_of_tasks():
+    passes = rivals.Passes(Silent())
+    for _ in range(2):
+        with passes.task("a pass", 1) as task:
+            sum(range(2_000_000))
+            task.advance()
+    assert passes.count == 2
+    assert 0 < passes.seconds < 60
