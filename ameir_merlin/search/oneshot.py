@@ -25,6 +25,7 @@ from ameir_merlin.train import checkpoint
 from ameir_merlin.train.loop import seeded
 from ameir_merlin.train.objectives import OBJECTIVES, Objective
 from ameir_merlin.train.optimizer import adam, checked_tables, cosine, gradients
+from ameir_merlin.train.precision import in_precision
 from ameir_merlin.train.shared import shared
 
 
@@ -158,7 +159,7 @@ def train_one_shot(
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * cosine(epoch * steps + step, epochs * steps)
                 batch = batch.select(slice(0, keep)).to(device)
-                loss = loss_of(shared(fair(batch), ranks), batch, generator)
+                loss = loss_of(in_precision(shared(fair(batch), ranks), settings.precision), batch, generator)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 ranks.add(gradients(supernet))

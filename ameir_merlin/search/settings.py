@@ -29,7 +29,7 @@ class SearchSettings:
     blocks then start from embeddings that say something already.
     epochs_behaviour, epochs_interaction (a cycle), epochs_mlp: passes over the training rows of the one-shot models.
     epochs_further: passes that each of the top candidates of Step 1 is fine-tuned for.
-    tables: what embedding tables are trained by, see `TrainSettings`.
+    tables, precision: of the one-shot models, see `TrainSettings`.
     valid_rows: validation rows that candidates are scored on. fitness: what Step 2 and the others rank by on clicks.
     """
 
@@ -57,6 +57,7 @@ class SearchSettings:
     l2: float = 1e-6
     valid_rows: int = 8192
     tables: Literal["adam", "row_adam"] = "adam"
+    precision: Literal["32", "bf16"] = "32"
     fitness: Literal["auc", "logloss"] = "auc"
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ class TrainSettings:
     objective: a name of `train.objectives.OBJECTIVES`; empty = what the model names as its own.
     tables: what embedding tables are trained by: "adam", or "row_adam", whose updates touch the rows of the batch alone
     and keep two numbers a row: for tables of tens of millions of rows. See `train.rows`.
+    precision: "bf16" makes products in bfloat16 while training, see `train.precision`; scoring stays in float32.
     clip: largest norm of a gradient; 0 = not clipped. eval_batch: rows a step while scoring.
     """
 
@@ -28,6 +29,7 @@ class TrainSettings:
     l2_network: float = 0.0
     objective: str = ""
     tables: Literal["adam", "row_adam"] = "adam"
+    precision: Literal["32", "bf16"] = "32"
     clip: float = 0.0
     eval_batch: int = 4096
 
