@@ -93,6 +93,18 @@ def test_an_update_has_the_gradients_of_one_path_after_the_other(tmp_path: Path,
         assert row["peak_gb"] > 0.05
 
 
+@pytest.mark.parametrize(("precision", "least", "most"), [("32", 0, 1e-4), ("bf16", 1e-3, 1.0)])
+def test_an_update_of_paths_together_has_them_too(precision, least, most, capsys):
+    options = ("--scenarios", "alimama", "--paths", "together", "--precision", precision)
+    assert least < figures(train_step.main, capsys, *options)["gradient_diff"] < most
+
+
+def test_a_graph_without_a_gpu_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        train_step.main(["--quick", "--device", "cpu", "--paths", "graph"])
+    assert "search.paths: 'graph' works on one GPU" in capsys.readouterr().err
+
+
 def test_large_tables_take_less_time_and_memory_row_by_row(capsys):
     found = figures(large_tables.main, capsys)
     assert 2_999_000 < found["features"] < 3_010_000
