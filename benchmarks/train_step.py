@@ -8,8 +8,8 @@ K = 128, six blocks, softmax over 12,101 items), the fair paths of Step 1 and th
 - *shared*: `models.paths.Paths` and Adam as `search.oneshot` uses them: embeddings looked up once for all paths, one
   backward pass, the optimizer over all tensors together. --paths and --precision are its settings, as a search has
   them: `models.together` instead (a few large operations, or these as a CUDA graph), and products in bfloat16.
-- *plain*: always in float32, a forward and a backward pass for each path on its share of the rows, with its own look-up, gradients
-  accumulated, and Adam one tensor after the other (`foreach=False`).
+- *plain*: always in float32, a forward and a backward pass for each path on its share of the rows, with its own
+  look-up, gradients accumulated, and Adam one tensor after the other (`foreach=False`).
 
 Updates of both take turns, on equal copies of one net; `NAME_ratio` is the median plain update over the median shared
 one. Both do the same products, so the ratio is what is saved around them: look-ups, gradients of whole tables, calls.
