@@ -14,6 +14,9 @@ K = 128, six blocks, softmax over 12,101 items), the fair paths of Step 1 and th
 Updates of both take turns, on equal copies of one net; `NAME_ratio` is the median plain update over the median shared
 one. Both do the same products, so the ratio is what is saved around them: look-ups, gradients of whole tables, calls.
 The first updates, --warm of them, are not timed: graphs are captured in the first.
+`operations` and `plain_operations` count an update's operations that are not views: about the kernels that a GPU has
+to start, but for the GRUs, which are cuDNN's. They are counted on torch's device without data, which goes a GPU's
+ways.
 `gradient_diff` is the largest difference of any gradient of the first update, in units of that tensor's largest. The
 last line is JSON.
 """
@@ -24,10 +27,12 @@ import argparse
 import copy
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ameir_merlin.batch import Batch
 from ameir_merlin.errors import UserError
@@ -35,13 +40,14 @@ from ameir_merlin.models.paths import Paths
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.models.supernet import Supernet
 from ameir_merlin.models.together import Graphs, Together
+from ameir_merlin.nn.operations import GRU
 from ameir_merlin.search.fair import FairPaths
 from ameir_merlin.search.oneshot import checked_paths
 from ameir_merlin.space import SPACES, Architecture, MLPLayer, SearchSpace
 from ameir_merlin.train.objectives import OBJECTIVES, Objective
 from ameir_merlin.train.optimizer import adam
 from ameir_merlin.train.precision import Precision, in_precision
-from benchmarks.shapes import alimama, beauty, made_up, median, parser, peak_memory, profiled, report, worked
+from benchmarks.shapes import WINDOW, alimama, beauty, made_up, median, parser, peak_memory, profiled, report, worked
 
 
 @dataclass
@@ -116,6 +122,7 @@ def plain(supernet: Supernet, batch: Batch, paths: Sequence[Architecture], loss:
 def measure(scenario: Scenario, given: argparse.Namespace) -> dict[str, float]:
     """Updates in turns."""
     gradients = sharing(given.paths, given.precision)
+    uncaptured = sharing("together" if given.paths == "graph" else given.paths, "32")
     ours = Trainer(scenario.supernet, adam(scenario.supernet, 1e-3, 1e-6, 0.0), gradients, [])
     theirs = copy.deepcopy(scenario.supernet)
     rival = Trainer(theirs, adam(theirs, 1e-3, 1e-6, 0.0), plain, [])
@@ -123,6 +130,7 @@ def measure(scenario: Scenario, given: argparse.Namespace) -> dict[str, float]:
         group["foreach"] = False
     fair = FairPaths(scenario.supernet.choices, random.Random(given.seed))
     difference = 0.0
+    counts = [operations(trainer, scenario, fair.draw()) for trainer in (replace(ours, gradients=uncaptured), rival)]
     for step in range(given.warm + given.steps):
         batch, paths = scenario.batches[step % len(scenario.batches)], fair.draw()
         for trainer in (ours, rival):
@@ -141,9 +149,47 @@ def measure(scenario: Scenario, given: argparse.Namespace) -> dict[str, float]:
         "peak_gb": ours.peak_gb,
         "plain_peak_gb": rival.peak_gb,
         "gradient_diff": difference,
+        "operations": counts[0],
+        "plain_operations": counts[1],
         "paths": fair.count,
         "rows": scenario.batches[0].size,
     }
+
+
+class Counting(TorchDispatchMode):
+    """Counts operations that make or change a tensor; views do neither."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Run it."""
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def operations(trainer: Trainer, scenario: Scenario, paths: Sequence[Architecture]) -> int:
+    """How many operations an update has, the optimizer's included, on a device that goes a GPU's ways."""
+    net = copy.deepcopy(trainer.supernet).to("meta")
+    optimizer = adam(net, 1e-3, 1e-6, 0.0)
+    for group in optimizer.param_groups:
+        group["foreach"] = trainer.optimizer.param_groups[0]["foreach"]
+    for module in net.modules():
+        if isinstance(module, GRU):
+            module.forward = lambda hidden, mask, target: hidden  # type: ignore[method-assign]
+    with Counting() as counting:
+        trainer.gradients(net, scenario.batches[0].to("meta"), paths, _mean, torch.Generator())
+        optimizer.step()
+    return counting.count
+
+
+def _mean(model, batch: Batch, rng: torch.Generator) -> Tensor:
+    """In the loss's place: a softmax over items asks the device how many questions there are."""
+    if batch.label is None:  # windows for next items
+        batch = replace(
+            batch, history={n: h[:, :-WINDOW] for n, h in batch.history.items()}, mask=batch.mask[:, :-WINDOW]
+        )
+    output = model(batch)
+    return (output.clicks() if output.query is None else output.query @ output.items.T).mean()
 
 
 def _update(trainer: Trainer, scenario: Scenario, batch: Batch, paths, step: int, device: str) -> float:
@@ -196,10 +242,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"{name}: {f['paths']} paths on {f['rows']} rows in {f['seconds'] * 1e3:.1f} ms, one after the other "
             f"{f['plain_seconds'] * 1e3:.1f} ms: {f['ratio']:.2f} times; gradients within {f['gradient_diff']:.2g}; at "
-            f"most {f['peak_gb']:.2f} GB, one after the other {f['plain_peak_gb']:.2f} GB",
+            f"most {f['peak_gb']:.2f} GB, one after the other {f['plain_peak_gb']:.2f} GB; "
+            f"{f['operations']} operations for {f['plain_operations']}",
             flush=True,
         )
-        shown = ("ratio", "seconds", "peak_gb", "plain_peak_gb", "gradient_diff")
+        shown = ("ratio", "seconds", "peak_gb", "plain_peak_gb", "gradient_diff", "operations", "plain_operations")
         figures |= {f"{name}_{key}": f[key] for key in shown}
     figures["gradient_diff"] = max(row["gradient_diff"] for row in rows)
     report("train_step", figures, given, scenarios=rows, paths=given.paths, precision=given.precision)
