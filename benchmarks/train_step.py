@@ -1,17 +1,22 @@
 """One update of the one-shot model: fair paths that share a batch against one path after the other.
 
-    python -m benchmarks.train_step
+    python -m benchmarks.train_step [--paths together|graph] [--precision bf16]
 
 Shapes of Alimama (batch 1024, T = 50, K = 4, three blocks, MLP [200, 80], click loss) and of Beauty (batch 512, T = 15,
 K = 128, six blocks, softmax over 12,101 items), the fair paths of Step 1 and the same rows for each path.
 
 - *shared*: `models.paths.Paths` and Adam as `search.oneshot` uses them: embeddings looked up once for all paths, one
-  backward pass, the optimizer over all tensors together.
-- *plain*: a forward and a backward pass for each path on its share of the rows, with its own look-up, gradients
-  accumulated, and Adam one tensor after the other (`foreach=False`).
+  backward pass, the optimizer over all tensors together. --paths and --precision are its settings, as a search has
+  them: `models.together` instead (a few large operations, or these as a CUDA graph), and products in bfloat16.
+- *plain*: always in float32, a forward and a backward pass for each path on its share of the rows, with its own
+  look-up, gradients accumulated, and Adam one tensor after the other (`foreach=False`).
 
 Updates of both take turns, on equal copies of one net; `NAME_ratio` is the median plain update over the median shared
 one. Both do the same products, so the ratio is what is saved around them: look-ups, gradients of whole tables, calls.
+The first updates, --warm of them, are not timed: graphs are captured in the first.
+`operations` and `plain_operations` count an update's operations that are not views: about the kernels that a GPU has
+to start, but for the GRUs, which are cuDNN's. They are counted on torch's device without data, which goes a GPU's
+ways.
 `gradient_diff` is the largest difference of any gradient of the first update, in units of that tensor's largest. The
 last line is JSON.
 """
@@ -22,20 +27,27 @@ import argparse
 import copy
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ameir_merlin.batch import Batch
+from ameir_merlin.errors import UserError
 from ameir_merlin.models.paths import Paths
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.models.supernet import Supernet
+from ameir_merlin.models.together import Graphs, Together
+from ameir_merlin.nn.operations import GRU
 from ameir_merlin.search.fair import FairPaths
+from ameir_merlin.search.oneshot import checked_paths
 from ameir_merlin.space import SPACES, Architecture, MLPLayer, SearchSpace
 from ameir_merlin.train.objectives import OBJECTIVES, Objective
 from ameir_merlin.train.optimizer import adam
-from benchmarks.shapes import alimama, beauty, made_up, median, parser, peak_memory, profiled, report, worked
+from ameir_merlin.train.precision import Precision, in_precision
+from benchmarks.shapes import WINDOW, alimama, beauty, made_up, median, parser, peak_memory, profiled, report, worked
 
 
 @dataclass
@@ -88,9 +100,15 @@ class Trainer:
     peak_gb: float = 0.0
 
 
-def shared(supernet: Supernet, batch: Batch, paths: Sequence[Architecture], loss: Objective, rng) -> None:
-    """All paths at once."""
-    loss(Paths(supernet, paths), batch, rng).backward()
+def sharing(paths: str, precision: Precision) -> Callable[..., None]:
+    """All paths share what they share, by these settings."""
+    graphs = Graphs() if paths == "graph" else None
+
+    def shared(supernet: Supernet, batch: Batch, drawn: Sequence[Architecture], loss: Objective, rng) -> None:
+        model = Paths(supernet, drawn) if paths == "apart" else Together(supernet, drawn, graphs)
+        loss(in_precision(model, precision), batch, rng).backward()
+
+    return shared
 
 
 def plain(supernet: Supernet, batch: Batch, paths: Sequence[Architecture], loss: Objective, rng) -> None:
@@ -103,13 +121,16 @@ def plain(supernet: Supernet, batch: Batch, paths: Sequence[Architecture], loss:
 
 def measure(scenario: Scenario, given: argparse.Namespace) -> dict[str, float]:
     """Updates in turns."""
-    ours = Trainer(scenario.supernet, adam(scenario.supernet, 1e-3, 1e-6, 0.0), shared, [])
+    gradients = sharing(given.paths, given.precision)
+    uncaptured = sharing("together" if given.paths == "graph" else given.paths, "32")
+    ours = Trainer(scenario.supernet, adam(scenario.supernet, 1e-3, 1e-6, 0.0), gradients, [])
     theirs = copy.deepcopy(scenario.supernet)
     rival = Trainer(theirs, adam(theirs, 1e-3, 1e-6, 0.0), plain, [])
     for group in rival.optimizer.param_groups:
         group["foreach"] = False
     fair = FairPaths(scenario.supernet.choices, random.Random(given.seed))
     difference = 0.0
+    counts = [operations(trainer, scenario, fair.draw()) for trainer in (replace(ours, gradients=uncaptured), rival)]
     for step in range(given.warm + given.steps):
         batch, paths = scenario.batches[step % len(scenario.batches)], fair.draw()
         for trainer in (ours, rival):
@@ -128,9 +149,47 @@ def measure(scenario: Scenario, given: argparse.Namespace) -> dict[str, float]:
         "peak_gb": ours.peak_gb,
         "plain_peak_gb": rival.peak_gb,
         "gradient_diff": difference,
+        "operations": counts[0],
+        "plain_operations": counts[1],
         "paths": fair.count,
         "rows": scenario.batches[0].size,
     }
+
+
+class Counting(TorchDispatchMode):
+    """Counts operations that make or change a tensor; views do neither."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Run it."""
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def operations(trainer: Trainer, scenario: Scenario, paths: Sequence[Architecture]) -> int:
+    """How many operations an update has, the optimizer's included, on a device that goes a GPU's ways."""
+    net = copy.deepcopy(trainer.supernet).to("meta")
+    optimizer = adam(net, 1e-3, 1e-6, 0.0)
+    for group in optimizer.param_groups:
+        group["foreach"] = trainer.optimizer.param_groups[0]["foreach"]
+    for module in net.modules():
+        if isinstance(module, GRU):
+            module.forward = lambda hidden, mask, target: hidden  # type: ignore[method-assign]
+    with Counting() as counting:
+        trainer.gradients(net, scenario.batches[0].to("meta"), paths, _mean, torch.Generator())
+        optimizer.step()
+    return counting.count
+
+
+def _mean(model, batch: Batch, rng: torch.Generator) -> Tensor:
+    """In the loss's place: a softmax over items asks the device how many questions there are."""
+    if batch.label is None:  # windows for next items
+        batch = replace(
+            batch, history={n: h[:, :-WINDOW] for n, h in batch.history.items()}, mask=batch.mask[:, :-WINDOW]
+        )
+    output = model(batch)
+    return (output.clicks() if output.query is None else output.query @ output.items.T).mean()
 
 
 def _update(trainer: Trainer, scenario: Scenario, batch: Batch, paths, step: int, device: str) -> float:
@@ -165,8 +224,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--steps", type=int, default=15, help="updates that are timed")
     made.add_argument("--warm", type=int, default=3, help="updates before them")
     made.add_argument("--values", type=int, default=50_000, help="rows of the five large tables of Alimama's shapes")
+    made.add_argument("--paths", choices=("apart", "together", "graph"), default="apart", help="as search.paths")
+    made.add_argument("--precision", choices=("32", "bf16"), default="32", help="as search.precision")
     made.add_argument("--profile", type=Path, metavar="FILE", help="a shared update's operations: NAME-FILE")
     given = made.parse_args(arguments)
+    try:
+        checked_paths(given.paths, given.device, 1)
+    except UserError as error:
+        made.error(str(error))
     if given.quick:
         given.steps, given.warm, given.values = 2, 1, 100
     figures: dict[str, float] = {}
@@ -177,13 +242,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"{name}: {f['paths']} paths on {f['rows']} rows in {f['seconds'] * 1e3:.1f} ms, one after the other "
             f"{f['plain_seconds'] * 1e3:.1f} ms: {f['ratio']:.2f} times; gradients within {f['gradient_diff']:.2g}; at "
-            f"most {f['peak_gb']:.2f} GB, one after the other {f['plain_peak_gb']:.2f} GB",
+            f"most {f['peak_gb']:.2f} GB, one after the other {f['plain_peak_gb']:.2f} GB; "
+            f"{f['operations']} operations for {f['plain_operations']}",
             flush=True,
         )
-        shown = ("ratio", "seconds", "peak_gb", "plain_peak_gb", "gradient_diff")
+        shown = ("ratio", "seconds", "peak_gb", "plain_peak_gb", "gradient_diff", "operations", "plain_operations")
         figures |= {f"{name}_{key}": f[key] for key in shown}
     figures["gradient_diff"] = max(row["gradient_diff"] for row in rows)
-    report("train_step", figures, given, scenarios=rows)
+    report("train_step", figures, given, scenarios=rows, paths=given.paths, precision=given.precision)
 
 
 if __name__ == "__main__":

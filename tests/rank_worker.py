@@ -40,6 +40,7 @@ from ameir_merlin.train.evaluate import evaluate
 from ameir_merlin.train.loop import fit
 from ameir_merlin.train.objectives import OBJECTIVES
 from ameir_merlin.train.optimizer import gradients
+from ameir_merlin.train.precision import Precision, in_precision
 from ameir_merlin.train.settings import TrainSettings
 from ameir_merlin.train.shared import shared
 
@@ -53,12 +54,18 @@ def largest(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 def update(
-    net: torch.nn.Module, model: Callable[[], object], objective: str, batch: Batch, ranks: Ranks
+    net: torch.nn.Module,
+    model: Callable[[], object],
+    objective: str,
+    batch: Batch,
+    ranks: Ranks,
+    precision: Precision = "32",
 ) -> list[Tensor]:
     """Loss, gradients and buffers after one step of `model()`, which is `net` or made of it."""
     before = {k: v.clone() for k, v in net.state_dict().items()}
     net.train().zero_grad(set_to_none=True)
-    loss = OBJECTIVES[objective]()(shared(model(), ranks), batch, torch.Generator().manual_seed(5))
+    seen = in_precision(shared(model(), ranks), precision)
+    loss = OBJECTIVES[objective]()(seen, batch, torch.Generator().manual_seed(5))
     loss.backward()
     total = loss.detach().clone()
     found = [total, *gradients(net)]
@@ -121,6 +128,22 @@ def stepwise(ranks: Ranks) -> dict[str, float]:
     retrievals |= {"bert4rec": (bert, lambda: bert, "masked", windows)}
     retrievals |= {"bert4rec, one row": (bert, lambda: bert, "masked", one)}
     return {name: largest(update(*case, ranks), update(*case, ONE)) for name, case in (clicks | retrievals).items()}
+
+
+def mixed(ranks: Ranks) -> dict[str, float]:
+    """One step with products in bfloat16: paths with Dice, and next items."""
+    found = {}
+    for objective, schema in (("click", SCHEMA), ("softmax", ITEMS)):
+        mlp = (MLPLayer(8, "dice"),) if objective == "click" else ()
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            net = Supernet(schema, space_of(schema, blocks=2).step1(mlp), settings())
+        drawn = FairPaths(net.choices, random.Random(1)).draw()
+        case = (net, lambda net=net, drawn=drawn: Paths(net, drawn), objective, training_batch(schema, 6 * len(drawn)))
+        together, alone, exact = update(*case, ranks, "bf16"), update(*case, ONE, "bf16"), update(*case, ONE)
+        assert largest(alone, exact) > 0
+        found[objective] = largest(together, alone)
+    return found
 
 
 def scores(ranks: Ranks) -> dict[str, float]:
@@ -196,7 +219,7 @@ def words(ranks: Ranks) -> dict[str, float]:
 
 def pieces(ranks: Ranks) -> dict[str, dict[str, float]]:
     """For each part of the work, the largest differences that any rank saw."""
-    found = {part.__name__: part(ranks) for part in (words, stepwise, scores, trainings)}
+    found = {part.__name__: part(ranks) for part in (words, stepwise, mixed, scores, trainings)}
     both = ranks.gather(found)
     return {part: {name: max(b[part][name] for b in both) for name in names} for part, names in found.items()}
 

@@ -14,7 +14,7 @@ from scipy.stats import kendalltau
 from ameir_merlin.batch import Batch
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.space import ZERO, Architecture, Block
-from benchmarks import large_tables, rank_correlation, score_candidates, search_cost, shapes, train_step
+from benchmarks import large_tables, rank_correlation, score_candidates, search_cost, shapes, throughput, train_step
 
 torch.set_num_threads(1)
 
@@ -91,6 +91,45 @@ def test_an_update_has_the_gradients_of_one_path_after_the_other(tmp_path: Path,
     for row in rows.values():
         assert row["ratio"] == pytest.approx(row["plain_seconds"] / row["seconds"])
         assert row["peak_gb"] > 0.05
+
+
+@pytest.mark.parametrize(("options", "least", "most"), [((), 0, 0), (("--precision", "bf16"), 1e-6, 0.1)])
+def test_throughput_is_of_the_paper_s_found_model_and_three_rivals(options, least, most, tmp_path: Path, capsys):
+    file = tmp_path / "all.json"
+    found = figures(throughput.main, capsys, "--json", str(file), *options)
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["model"], row["size"]) for row in rows] == [
+        (model, size) for size in (64, 256) for model in ("ameir_c", "din", "dien", "dsin")
+    ]
+    for row in rows:
+        assert found[f"{row['model']}_{row['size']}"] == row["rate"] > 0
+        assert row["peak_gb"] > 0.05
+    ratios = [found[f"ameir_c_{size}"] / found[f"din_{size}"] for size in (64, 256)]
+    assert found["over_din"] == pytest.approx(min(ratios))
+    assert least <= found["diff"] <= most
+
+
+def test_the_found_model_has_the_interactions_of_table_9():
+    schema = shapes.alimama(values=20)
+    assert len(throughput.FIELDS) == len(schema.sparse) == len(set(throughput.FIELDS))
+    assert [throughput.FIELDS[i] for i in (-2, -1)] == ["cate_id", "brand"]
+    assert schema.behaviour.target_fields == tuple(f.name for f in schema.sparse[-2:])
+    model = throughput.found("alimama_1_c", schema)
+    # (F04, F10) is cms_segid with occupation
+    assert ("f03", "f09") in model.architecture.interactions
+    assert [layer.width for layer in model.architecture.mlp] == [42, 10]
+
+
+@pytest.mark.parametrize(("precision", "least", "most"), [("32", 0, 1e-4), ("bf16", 1e-3, 1.0)])
+def test_an_update_of_paths_together_has_them_too(precision, least, most, capsys):
+    options = ("--scenarios", "alimama", "--paths", "together", "--precision", precision)
+    assert least < figures(train_step.main, capsys, *options)["gradient_diff"] < most
+
+
+def test_a_graph_without_a_gpu_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        train_step.main(["--quick", "--device", "cpu", "--paths", "graph"])
+    assert "search.paths: 'graph' works on one GPU" in capsys.readouterr().err
 
 
 def test_large_tables_take_less_time_and_memory_row_by_row(capsys):

@@ -15,6 +15,7 @@ from ameir_merlin.nn.embedding import FieldEmbeddings
 from ameir_merlin.nn.interaction import Hadamard
 from ameir_merlin.nn.mlp import MLP
 from ameir_merlin.nn.operations import LAYERS, NORMALIZATIONS
+from ameir_merlin.nn.precision import in_float32
 from ameir_merlin.nn.shortcut import SqueezeExcitation
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.space import SPACES, ZERO, Architecture, OperationSets, input_width, summaries, validate
@@ -144,6 +145,7 @@ class Answering(Protocol):
     output: nn.Linear
 
 
+@in_float32
 def answer(model: Answering, hidden: Tensor, side: Tensor | None) -> Output:
     """The output of [h_Lc, h_se] through the model's output layer; a narrower h_Lc reads its first columns."""
     weight, bias = model.output.weight, model.output.bias

@@ -16,7 +16,7 @@ from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.nn.embedding import FieldEmbeddings
 from ameir_merlin.nn.interaction import Hadamard
 from ameir_merlin.nn.shortcut import SqueezeExcitation
-from ameir_merlin.nn.sliced import SlicedMLP, slice_linear
+from ameir_merlin.nn.sliced import SlicedMLP, picks, slice_linear
 from ameir_merlin.schema import PADDING, FeatureSchema
 from ameir_merlin.space import ZERO, Architecture, Block, Choices, Interaction, input_width
 
@@ -107,7 +107,7 @@ class Supernet(nn.Module):
         """Stages 2 and 3 on `base [B, D]`."""
         products = self.hadamard(encoded.embedded)
         index = [self.number[i] for i in architecture.interactions]
-        picked = products[:, index] if index else products[:, :0]
+        picked = products[:, picks(index, products.shape[1])]
         hidden = base if self.mlp is None else self.mlp(base, picked, index, architecture.mlp)
         return answer(self, hidden, shortcut(self.settings, self.shortcut, torch.cat([encoded.embedded, picked], 1)))
 
@@ -119,8 +119,12 @@ class Supernet(nn.Module):
     def answer_every_position(self, encoded: Encoded, architecture: Architecture) -> Output:
         """Queries `[B, T, K]` of child model `architecture`, each as if the sequence ended there; see `causal`."""
         hidden = self.stage1(encoded, architecture.blocks)
-        assert self.behaviour is not None
         assert hidden is not None
+        return self.finish_every_position(encoded, hidden, architecture)
+
+    def finish_every_position(self, encoded: Encoded, hidden: Tensor, architecture: Architecture) -> Output:
+        """The same out of the last hidden states `[B, T, d]`."""
+        assert self.behaviour is not None
         assert encoded.mask is not None
         hidden = self.behaviour.leave(hidden, encoded.mask)
         read = self.behaviour.readout.every_position(hidden)

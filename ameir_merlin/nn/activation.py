@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ameir_merlin.nn.norm import batch_norm
+from ameir_merlin.nn.precision import in_float32
 
 
 def identity(x: Tensor) -> Tensor:
@@ -43,6 +44,7 @@ class Dice(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
+    @in_float32
     def forward(self, x: Tensor) -> Tensor:
         """`[B, n]` to `[B, n]`."""
         n = x.shape[-1]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ameir_merlin.nn.precision import in_float32
+
 
 class AUGRU(nn.Module):
     """h_t = (1 - a_t u_t) * h_{t-1} + a_t u_t * n_t (Zhou et al. 2019, Eqns. 11 and 12), from h_0 = 0.
@@ -25,6 +27,7 @@ class AUGRU(nn.Module):
             for gate in weight.data.chunk(3):
                 nn.init.orthogonal_(gate)
 
+    @in_float32
     def forward(self, inputs: Tensor, attention: Tensor) -> Tensor:
         """Inputs `[B, T, n]` and attention `[B, T]`, 0 where padded, to the last state `[B, units]`."""
         # All steps' inputs in one product; the steps stand first, so that each is one piece of memory.

@@ -49,8 +49,8 @@ def batch_norm(x: Tensor, mean: Tensor, variance: Tensor, training: bool, moment
     While training, `mean` and `variance` `[n]` are moved towards the batch's. A single row has no variance: it is
     normalised with them, as when serving.
     """
-    ranks = _SHARING.get()
-    if ranks is None or not training:
+    ranks = _SHARING.get() if training else None  # torch.compile does not know how to look
+    if ranks is None:
         return F.batch_norm(x, mean, variance, training=training and x.shape[0] > 1, momentum=momentum, eps=eps)
     # Each rank's count, mean and sum of squares around it, then the law of total variance: nothing cancels.
     own = x.mean(0)

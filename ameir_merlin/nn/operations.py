@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.nn.attention import LocalActivationUnit
+from ameir_merlin.nn.precision import in_float32
 
 
 class Convolution(nn.Module):
@@ -80,6 +81,7 @@ class GRU(nn.Module):
         self.forwards = _orthogonal(nn.GRU(dim, dim, batch_first=True))
         self.backwards = _orthogonal(nn.GRU(dim, dim, batch_first=True)) if both else None
 
+    @in_float32
     def forward(self, hidden: Tensor, mask: Tensor, target: Tensor | None) -> Tensor:
         """See the module's docstring."""
         length = hidden.shape[1]

@@ -18,6 +18,13 @@ def slice_linear(weight: Tensor, bias: Tensor, outputs: int, inputs: int) -> tup
     return weight[:outputs, :inputs], bias[:outputs]
 
 
+def picks(index: Sequence[int], count: int) -> slice | list[int]:
+    """What `index` picks of `count` things; all, in their order, as a slice, so that no list goes to the device."""
+    if not index:
+        return slice(0, 0)
+    return slice(None) if list(index) == list(range(count)) else list(index)
+
+
 class SlicedMLP(nn.Module):
     """Hidden layers of any width up to `widths`, with any activation of `activations`, on a sum of projections.
 
@@ -57,7 +64,7 @@ class SlicedMLP(nn.Module):
         """h_Lc `[B, w_Lc]` for `base [B, D]`, `products [B, M, K]` of the candidates number `index`, and `layers`."""
         x = self.project_base(base, layers[0].width)
         if index:
-            weight = self.interactions[list(index), : layers[0].width]
+            weight = self.interactions[picks(index, len(self.interactions)), : layers[0].width]
             x = x + torch.einsum("bmk,mwk->bw", products, weight)
         return self.tail(x, layers)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ameir_merlin.models.supernet import Supernet
 from ameir_merlin.search.candidates import further, mean_score, sample, score, seeded_supernet, top
-from ameir_merlin.search.oneshot import PathsUpdate, SinglePath, Training, Update, train_one_shot
+from ameir_merlin.search.oneshot import SinglePath, Training, Update, paths_update, train_one_shot
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.record import StepRecord
 from ameir_merlin.search.scoring import score_blocks
@@ -53,7 +53,7 @@ def search_behaviour(problem: Problem) -> tuple[StepRecord, Supernet]:
 
     # From their checkpoints, if they are done: the second then replaces all that the first has trained.
     train(f"{STEP}_warmup", settings.epochs_warmup, lambda net, rng: SinglePath(net, reference))
-    training = train(STEP, settings.epochs_behaviour, PathsUpdate)
+    training = train(STEP, settings.epochs_behaviour, paths_update(settings.paths))
     record = StepRecord.load(problem.folder, STEP)
     if record is None:
         seed = derive(problem.seed, STEP, "candidates")

@@ -36,6 +36,8 @@ class FairPaths:
 
     Hidden widths are drawn without the rule that they do not grow: with it, and each width once in each layer, only
     equal widths would ever meet. The rule holds for the candidates that are scored.
+
+    even: whether every update has each layer of a block equally often.
     """
 
     def __init__(self, choices: Choices, rng: random.Random) -> None:
@@ -55,6 +57,7 @@ class FairPaths:
         self.interactions, self.picked = Deck(choices.interactions, rng), choices.picked
         sizes = [len(d["layer"].candidates) for d in self.blocks] + [len(w.candidates) for w, _ in self.mlp]
         self.count = max(sizes, default=1)
+        self.even = all(self.count % len(d["layer"].candidates) == 0 for d in self.blocks)
 
     def draw(self) -> list[Architecture]:
         """The architectures of one update."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ameir_merlin.models.supernet import Supernet, inherit
 from ameir_merlin.search.candidates import mean_score, sample, score, seeded_supernet, top
-from ameir_merlin.search.oneshot import PathsUpdate, train_one_shot
+from ameir_merlin.search.oneshot import paths_update, train_one_shot
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.record import StepRecord
 from ameir_merlin.search.scoring import score_mlps
@@ -36,7 +36,7 @@ def search_mlp(
         settings,
         epochs=settings.epochs_mlp,
         objective=problem.objective,
-        update=PathsUpdate,
+        update=paths_update(settings.paths),
         score=mean_score(problem, supernet, score_mlps, derive(problem.seed, STEP, "probes")),
         seed=problem.seed,
         device=problem.device,

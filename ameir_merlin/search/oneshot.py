@@ -7,14 +7,17 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from ameir_merlin.batch import Batch, BatchSource, Model
+from ameir_merlin.errors import UserError
 from ameir_merlin.models.paths import All, InTurns, Paths
 from ameir_merlin.models.supernet import Supernet
+from ameir_merlin.models.together import Graphs, Together
 from ameir_merlin.progress import Progress
 from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.search.fair import FairPaths, shifts
@@ -25,6 +28,7 @@ from ameir_merlin.train import checkpoint
 from ameir_merlin.train.loop import seeded
 from ameir_merlin.train.objectives import OBJECTIVES, Objective
 from ameir_merlin.train.optimizer import adam, checked_tables, cosine, gradients
+from ameir_merlin.train.precision import in_precision
 from ameir_merlin.train.shared import shared
 
 
@@ -61,14 +65,30 @@ class Companion(Protocol):
 class PathsUpdate:
     """Steps 1 and 3: each update has its fair paths, which share the rows of the batch."""
 
-    def __init__(self, supernet: Supernet, rng: random.Random) -> None:
-        self.supernet = supernet
+    def __init__(
+        self, supernet: Supernet, rng: random.Random, together: bool = False, graphs: Graphs | None = None
+    ) -> None:
+        self.supernet, self.together = supernet, together
         self.fair = FairPaths(supernet.choices, rng)
+        self.graphs = graphs if self.fair.even else None
         self.round = self.fair.count
 
     def __call__(self, batch: Batch) -> Paths:
         """New paths."""
-        return Paths(self.supernet, self.fair.draw())
+        drawn = self.fair.draw()
+        return Together(self.supernet, drawn, self.graphs) if self.together else Paths(self.supernet, drawn)
+
+
+def paths_update(paths: str) -> Callable[[Supernet, random.Random], PathsUpdate]:
+    """`PathsUpdate` by the setting `SearchSettings.paths`, for one training."""
+    return partial(PathsUpdate, together=paths != "apart", graphs=Graphs() if paths == "graph" else None)
+
+
+def checked_paths(paths: str, device: torch.device | str, ranks: int) -> None:
+    """`UserError` where paths cannot be run as set."""
+    if paths == "graph" and (torch.device(device).type != "cuda" or ranks > 1):
+        where = f"on '{device}'" if ranks == 1 else f"in {ranks} processes"
+        raise UserError(f"search.paths: 'graph' works on one GPU, not {where}; expected 'apart' or 'together'")
 
 
 class SinglePath:
@@ -132,6 +152,7 @@ def train_one_shot(
     loss_of: Objective = OBJECTIVES[objective]()
     supernet.to(device)
     checked_tables(settings.tables, supernet.schema.label.task, ranks.size, "search.tables")
+    checked_paths(settings.paths, device, ranks.size)
     optimizer = adam(supernet, settings.learning_rate, settings.l2, 0.0, settings.tables)
     training = Training()
     if ranks.agree(resume.exists()):
@@ -158,7 +179,7 @@ def train_one_shot(
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * cosine(epoch * steps + step, epochs * steps)
                 batch = batch.select(slice(0, keep)).to(device)
-                loss = loss_of(shared(fair(batch), ranks), batch, generator)
+                loss = loss_of(in_precision(shared(fair(batch), ranks), settings.precision), batch, generator)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 ranks.add(gradients(supernet))

@@ -29,7 +29,9 @@ class SearchSettings:
     blocks then start from embeddings that say something already.
     epochs_behaviour, epochs_interaction (a cycle), epochs_mlp: passes over the training rows of the one-shot models.
     epochs_further: passes that each of the top candidates of Step 1 is fine-tuned for.
-    tables: what embedding tables are trained by, see `TrainSettings`.
+    paths: how the paths of an update of Steps 1 and 3 are run: "apart", one after the other; "together", see
+    `models.together`: fewer and larger operations, for a GPU; "graph", these as a CUDA graph.
+    tables, precision: of the one-shot models, see `TrainSettings`.
     valid_rows: validation rows that candidates are scored on. fitness: what Step 2 and the others rank by on clicks.
     """
 
@@ -57,6 +59,8 @@ class SearchSettings:
     l2: float = 1e-6
     valid_rows: int = 8192
     tables: Literal["adam", "row_adam"] = "adam"
+    precision: Literal["32", "bf16"] = "32"
+    paths: Literal["apart", "together", "graph"] = "apart"
     fitness: Literal["auc", "logloss"] = "auc"
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from ameir_merlin.train import checkpoint
 from ameir_merlin.train.evaluate import evaluate, main_metric
 from ameir_merlin.train.objectives import OBJECTIVES
 from ameir_merlin.train.optimizer import adam, checked_tables, gradients
+from ameir_merlin.train.precision import in_precision
 from ameir_merlin.train.settings import TrainSettings
 from ameir_merlin.train.shared import shared
 
@@ -149,9 +150,10 @@ def _epoch(model, train, objective, optimizer, settings, seed, device, task, ran
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros((), device=device)
     batches = 0
+    seen = in_precision(shared(model, ranks), settings.precision)
     with seeded(ranks.seed(seed), device):
         for batch in train.batches(settings.batch_size, seed=seed):
-            loss = objective(shared(model, ranks), batch.to(device), generator)
+            loss = objective(seen, batch.to(device), generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             ranks.add(gradients(model))

@@ -19,6 +19,7 @@ class TrainSettings:
     and keep two numbers a row: for tables of tens of millions of rows. See `train.rows`.
     average: passes that the weights are averaged over, exponentially (Polyak and Juditsky 1992); the mean is what is
     scored and kept. 0, as in the paper: the weights as they are.
+    precision: "bf16" makes products in bfloat16 while training, see `train.precision`; scoring stays in float32.
     clip: largest norm of a gradient; 0 = not clipped. eval_batch: rows a step while scoring.
     """
 
@@ -31,6 +32,7 @@ class TrainSettings:
     objective: str = ""
     tables: Literal["adam", "row_adam"] = "adam"
     average: float = 0.0
+    precision: Literal["32", "bf16"] = "32"
     clip: float = 0.0
     eval_batch: int = 4096
 

@@ -11,6 +11,7 @@ from ameir_merlin.batch import Batch, Output
 from ameir_merlin.errors import UserError
 from ameir_merlin.nn.inputs import ClickInputs
 from ameir_merlin.nn.mlp import MLP
+from ameir_merlin.nn.precision import in_float32
 from ameir_merlin.nn.sessions import split, starts_by_change, starts_by_count
 from ameir_merlin.nn.transformer import TransformerBlock, visible
 from ameir_merlin.schema import FeatureSchema
@@ -95,7 +96,7 @@ class DSIN(nn.Module):
         mixed = self.attention(behaviours.flatten(0, 1), visible(real.flatten(0, 1), causal=False))
         mixed = mixed.view_as(behaviours) * real.unsqueeze(3)
         interest = mixed.sum(2) / real.sum(2, keepdim=True).clamp(min=1)
-        context, _ = self.lstm(interest)
+        context = self._across(interest)
         used = real.any(2)
         parts = []
         for states, name in ((interest, "to_interest"), (context, "to_context")):
@@ -105,3 +106,8 @@ class DSIN(nn.Module):
             weights = torch.softmax(scores.masked_fill(~used, float("-inf")), 1)
             parts.append(torch.bmm(weights.unsqueeze(1), states).squeeze(1))
         return torch.cat(parts, 1)
+
+    @in_float32
+    def _across(self, interest: Tensor) -> Tensor:
+        """H `[B, sessions, 2 d]`."""
+        return self.lstm(interest)[0]

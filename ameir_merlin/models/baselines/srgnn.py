@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ameir_merlin.batch import Batch, Output
 from ameir_merlin.nn.dropout import Dropout
 from ameir_merlin.nn.items import ItemSequence
+from ameir_merlin.nn.precision import in_float32
 from ameir_merlin.schema import FeatureSchema
 
 
@@ -50,6 +51,7 @@ class GatedStep(nn.Module):
         self.of_state = nn.Linear(dim, 2 * dim, bias=False)  # U_z, U_r
         self.of_reset = nn.Linear(dim, dim, bias=False)  # U_o
 
+    @in_float32
     def forward(self, nodes: Tensor, incoming: Tensor, outgoing: Tensor) -> Tensor:
         """Nodes `[B, T, d]` to `[B, T, d]`."""
         dim = nodes.shape[2]

@@ -26,9 +26,9 @@ class Questions(NamedTuple):
     targets: Tensor
 
     @property
-    def total(self) -> int:
-        """How many questions the whole batch has."""
-        return int((self.targets > 0).sum())
+    def total(self) -> Tensor:
+        """How many questions the whole batch has, at least 1: a number that stays on the device."""
+        return (self.targets > 0).sum().clamp(min=1)
 
     def own(self, of_all: Tensor) -> Tensor:
         """See `Output.own`."""
@@ -36,8 +36,8 @@ class Questions(NamedTuple):
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """The queries `[n, K]` and targets `[n]` of what was asked."""
-        asked = self.target > 0
-        return self.query[asked], self.target[asked]
+        place = self.target.flatten().nonzero().squeeze(1)  # once: the device has to answer how many there are
+        return self.query.flatten(0, 1).index_select(0, place), self.target.flatten().index_select(0, place)
 
 
 def ask(model: Any, batch: Batch, generator: torch.Generator) -> Questions:

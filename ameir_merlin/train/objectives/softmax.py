@@ -26,4 +26,4 @@ class Softmax:
         asked = ask(model, batch, generator)
         query, target = asked.flat()
         # A batch may hold nothing but windows of one item.
-        return linear_cross_entropy(query, asked.items[FIRST_ID:], target - FIRST_ID) / max(1, asked.total)
+        return linear_cross_entropy(query, asked.items[FIRST_ID:], target - FIRST_ID) / asked.total
