@@ -568,7 +568,7 @@ def test_planted_fields_say_nothing_alone_and_much_together(tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_planted_vectors_are_centred_and_white(seed):
     """Of mean zero and covariance one over the rows, in as many dimensions as the values of each field span."""
-    world = alimama_logs._World(seed, 300, 200, 4.0, alimama_logs.Strength())
+    world = alimama_logs._World(seed, 300, 200, 4.0, alimama_logs.Strength(), alimama_logs.PLANTED)
     for fields in (*alimama_logs.PAIRS, alimama_logs.TRIPLE):
         rank = {len(world.latent[name][0]) for name in fields}
         assert rank == {min(len(fields), *(len(np.unique(world.values[name])) - 1 for name in fields))}
@@ -582,7 +582,7 @@ def test_planted_vectors_are_centred_and_white(seed):
 def test_too_few_values_for_the_planted_rule():
     def worlds(count: int) -> None:
         for seed in range(count):
-            alimama_logs._World(seed, 10, 200, 4.0, alimama_logs.Strength())
+            alimama_logs._World(seed, 10, 200, 4.0, alimama_logs.Strength(), alimama_logs.PLANTED)
 
     with pytest.raises(UserError, match="among 10 users and 200 ads 'new_user_class_level' has too few different"):
         worlds(200)  # of ten users, all are now and then of two of the four classes
