@@ -12,7 +12,6 @@ import torch
 from core_cases import CLICKS, FIELDS, ITEMS, LENGTH, SCHEMA, MemoryRows, rows_of, settings, torch_seed
 from model_cases import random_batch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.models.ameir import Ameir
@@ -20,6 +19,7 @@ from ameir_merlin.space import Architecture, Block, MLPLayer
 from ameir_merlin.train.evaluate import evaluate
 from ameir_merlin.train.loop import FitResult, fit
 from ameir_merlin.train.optimizer import cosine
+from ameir_merlin.train.rows import RowAdam
 from ameir_merlin.train.settings import TrainSettings
 
 MLP = (MLPLayer(6, "dice"), MLPLayer(4, "relu"))
@@ -98,25 +98,24 @@ def test_interrupted_in_any_epoch_and_resumed(schema, tmp_path):
     assert torch.equal(other.output.weight, model.output.weight)
 
 
-def test_averaged_weights_are_the_running_mean_of_those_of_each_update():
+def test_averaged_weights_are_the_running_mean_of_those_of_each_update(monkeypatch):
     """Two passes of five updates, averaged over two passes: a tenth of each update's weights comes in."""
     model = model_of(SCHEMA)
     seen, parts = [], []
 
-    def note(optimizer, *_) -> None:
-        weights = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
-        seen.append(weights)
+    step = RowAdam.step
+
+    def noted(optimizer, *arguments):
+        step(optimizer, *arguments)
+        seen.append([p.detach().clone() for group in optimizer.param_groups for p in group["params"]])
         if len(seen) % 5 == 0:
             mean = list(seen[0])
             for later in seen[1:]:
                 mean = [0.9 * old + 0.1 * new for old, new in zip(mean, later)]
             parts.append(mean)
 
-    hook = register_optimizer_step_post_hook(note)
-    try:
-        result = fit(model, data(SCHEMA, 1), data(SCHEMA, 2), replace(SETTINGS, epochs=2, average=2.0))
-    finally:
-        hook.remove()
+    monkeypatch.setattr(RowAdam, "step", noted)
+    result = fit(model, data(SCHEMA, 1), data(SCHEMA, 2), replace(SETTINGS, epochs=2, average=2.0))
     assert len(seen) == 10
     assert result.best_epoch > 0
     kept = {tuple(p.shape): p for p in model.parameters()}
