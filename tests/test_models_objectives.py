@@ -1,13 +1,15 @@
-"""The baselines' training objectives against loops written from the papers."""
+"""Training objectives against loops written from the papers: Eqn. 6, Eqn. 7 and the baselines' own."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 
 import pytest
 import torch
 from model_cases import RETRIEVAL_SCHEMAS, training_batch
+from scipy.stats import chisquare
 from torch import nn
 from torch.testing import assert_close
 
@@ -20,6 +22,7 @@ from ameir_merlin.train.objectives.linear_softmax import linear_cross_entropy
 from ameir_merlin.train.objectives.masked import MaskedItems, crop
 from ameir_merlin.train.objectives.pairwise import BPR, BPRMax, bpr_max
 from ameir_merlin.train.objectives.questions import ask
+from ameir_merlin.train.objectives.sampled import SampledBinary, draw_negatives
 
 ITEMS = RETRIEVAL_SCHEMAS["items"]
 
@@ -92,6 +95,78 @@ def test_clip_keeps_multivalent_fields_beside_their_items():
     assert torch.equal(clipped.history["history_genres"][:, :, 0], clipped.history["history_item"])
     assert clipped.mask.any(1).all()
     assert (following[:, 0] > 0).all()
+
+
+def test_clip_cuts_anywhere_and_the_five_items_after_the_cut_are_the_positives():
+    """Appendix D.2, on a window of twelve different items in order, and one of three."""
+    batch = window(list(range(3, 15)), [7, 8, 9])
+    cuts = [Counter(), Counter()]
+    for seed in range(600):
+        clipped, following = clip(batch, 6, 5, generator(seed))
+        for row, (first, last) in enumerate(((3, 14), (7, 9))):
+            history = clipped.history["history_item"][row][clipped.mask[row]].tolist()
+            end = history[-1]
+            assert history == list(range(max(first, end - 5), end + 1))  # the latest six
+            after = list(range(end + 1, min(end + 5, last) + 1))
+            assert following[row].tolist() == after + [0] * (5 - len(after))
+            cuts[row][end] += 1
+    for counts, places in zip(cuts, (11, 2)):
+        assert len(counts) == places
+        assert chisquare(list(counts.values())).pvalue > 0.001
+
+
+def test_negatives_are_uniform_and_never_of_the_window():
+    seen = torch.arange(3, 20).repeat(400, 1)
+    drawn = draw_negatives(seen, torch.Size((400, 5)), 60, generator(), tries=20)
+    assert drawn.shape == (400, 5)
+    counts = torch.bincount(drawn.flatten(), minlength=60)
+    assert counts[:20].sum() == 0
+    assert chisquare(counts[20:].tolist()).pvalue > 0.001
+
+
+def test_sampled_binary_is_eqn_7():
+    """-[log s(e_i q) + log(1 - s(e_j q))] over up to five positives i, a negative j each; q = W of the last item."""
+    table, w = (torch.randn(*shape, generator=generator(9), dtype=torch.float64) for shape in ((17, 3), (3, 3)))
+
+    class Last(Echo):
+        def forward(self, batch):
+            return Output(query=table[batch.history["history_item"][:, -1]] @ w.T, items=table)
+
+    batch = window([3, 4, 5, 6, 7, 8, 9, 10], [11, 12], [9])
+    for seed in range(5):
+        source = generator(seed)
+        clipped, positives = clip(batch, 12, 5, source)
+        negatives = draw_negatives(batch.history["history_item"], positives.shape, 17, source)
+        total, count = 0.0, 0
+        for row in range(3):
+            e = table[clipped.history["history_item"][row, -1]].tolist()
+            query = [sum(float(w[k, n]) * e[n] for n in range(3)) for k in range(3)]
+            for i, j in zip(positives[row].tolist(), negatives[row].tolist()):
+                if i:
+                    own, other = (sum(a * b for a, b in zip(query, table[item].tolist())) for item in (i, j))
+                    total -= math.log(sigmoid(own)) + math.log(1 - sigmoid(other))
+                    count += 1
+        assert count >= 3
+        loss = SampledBinary()(Last(), batch, generator(seed))
+        assert_close(loss, torch.tensor(total / count, dtype=torch.float64))
+
+
+def test_click_loss_is_eqn_6():
+    """The mean over rows, over all answers where a row has several, and the model's auxiliary loss on top."""
+    labels = [1.0, 0.0, 1.0, 0.0]
+    batch = Batch(label=torch.tensor(labels))
+    once, twice = torch.randn(4, generator=generator(1)), torch.randn(4, 2, generator=generator(2))
+
+    def loss_of(logit, y):
+        return -(y * math.log(sigmoid(logit)) + (1 - y) * math.log(1 - sigmoid(logit)))
+
+    click = OBJECTIVES["click"]()
+    expected = sum(map(loss_of, once.tolist(), labels)) / 4
+    assert_close(click(lambda _: Output(logits=once), batch, generator()), torch.tensor(expected))
+    added = click(lambda _: Output(logits=once, auxiliary=torch.tensor(0.3)), batch, generator())
+    assert_close(added, torch.tensor(expected + 0.3))
+    expected = sum(loss_of(z, y) for row, y in zip(twice.tolist(), labels) for z in row) / 8
+    assert_close(click(lambda _: Output(logits=twice), batch, generator()), torch.tensor(expected))
 
 
 def test_softmax_against_loops():

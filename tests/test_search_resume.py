@@ -18,6 +18,7 @@ from core_cases import CLICKS, FIELDS, ITEMS, LENGTH, SCHEMA, rows_of, settings
 from ameir_merlin.batch import BatchSource
 from ameir_merlin.errors import UserError
 from ameir_merlin.models.ameir import Ameir
+from ameir_merlin.progress import Silent
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.interaction import pick
 from ameir_merlin.search.pipeline import make_problem, search, train_finalists
@@ -206,9 +207,20 @@ def test_killed_and_taken_up(task, tmp_path):
 # ------------------------------------------------------------------ what a search leaves, and what it refuses
 
 
+class Telling(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
 def test_records_are_whole_and_chosen_by_the_rules(tmp_path):
-    problem = problem_of(SCHEMA, "C", tmp_path)
+    problem = problem_of(SCHEMA, "C", tmp_path, Telling())
     architecture = search(problem)
+    sizes = problem.space.sizes()
+    parts = f"{sizes['blocks']:,} stacks of blocks × {sizes['interactions']:,} sets of interactions × {sizes['mlp']:,}"
+    assert problem.progress.said == [f"search space: {parts} MLPs = {sizes['total']:,} architectures"]
     behaviour, interaction, mlp = (StepRecord.load(tmp_path, s) for s in ("behaviour", "interaction", "mlp"))
     space = SearchSpace(SCHEMA, SPACES["ameir"], 4, blocks=2, interactions=2, mlp_layers=2)
     for record, size in ((behaviour, space.sizes()["blocks"]), (mlp, space.sizes()["mlp"])):

@@ -119,6 +119,22 @@ def test_sizes_are_a_brute_force_count(schema, blocks, interactions, mlp_layers)
     assert sizes["total"] == sizes["blocks"] * sizes["interactions"] * sizes["mlp"]
 
 
+def test_the_line_that_says_the_size():
+    space = SearchSpace(THREE, SMALL, 4, 0, 2, 2)
+    sets, mlps = len(every_interaction_set(space)), len(every_mlp(space))
+    assert space.size_line(("interactions", "mlp")) == (
+        f"search space: {sets} sets of interactions × {mlps} MLPs = {sets * mlps} architectures"
+    )
+    stacks = len(every_block(SearchSpace(SCHEMA, SMALL, 4))) ** 2
+    assert space_of(SCHEMA, blocks=2).size_line(("blocks",)).startswith("search space: 7,921 stacks of blocks = 7,921 ")
+    assert SearchSpace(SCHEMA, SMALL, 4, blocks=2).size_line(("blocks",)).startswith(f"search space: {stacks} stacks")
+    large = space_of(layout(26, 13), blocks=0, interactions=15, mlp_layers=3)
+    total = large.sizes()["total"]
+    assert (
+        f"= {total // 10 ** (len(str(total)) - 3) / 100:.2f}e{len(str(total)) - 1} architectures" in large.size_line()
+    )
+
+
 def test_size_of_the_paper_s_space_on_alimama():
     space = space_of(layout(15, 1, 2), blocks=3, interactions=5, mlp_layers=2)
     sizes = space.sizes()
@@ -264,6 +280,9 @@ def broken(path: list, value) -> dict:
         (broken(["blocks", 0], {"layer": "conv_3", "size": 3}), r"blocks\[0\]: expected layer, activation"),
         (broken(["blocks", 1], "zero"), r"blocks\[1\]: expected layer, activation, normalization"),
         (broken(["blocks", 0, "activation"], 7), r"blocks\[0\]: 'activation' is not a name"),
+        (broken(["blocks", 1, "activation"], 7), r"blocks\[1\]: 'activation' is not a name"),
+        (broken(["blocks", 1, "activation"], "tanh"), r"blocks\[1\]: a 'zero' block has no activation, got 'tanh'"),
+        (broken(["blocks", 1, "normalization"], "b"), r"blocks\[1\]: a 'zero' block has no normalization, got 'b'"),
         (broken(["interactions", 1], "item"), r"interactions\[1\]: expected a list of field names, got 'item'"),
         (broken(["interactions", 0], []), r"interactions\[0\]: expected a list of field names"),
         (broken(["interactions", 0], ["item", 3]), r"interactions\[0\]: expected a list of field names"),

@@ -31,6 +31,7 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.models.paths import All, InTurns, Paths
 from ameir_merlin.models.supernet import Supernet, derive, inherit
+from ameir_merlin.schema import FeatureSchema, Field, Label
 from ameir_merlin.search.fair import FairPaths, shifts
 from ameir_merlin.search.oneshot import InteractionsUpdate, PathsUpdate
 from ameir_merlin.space import ZERO, Architecture, Block, Choices, MLPLayer
@@ -100,11 +101,17 @@ def test_step1_with_extras(extras):
 
 @pytest.mark.parametrize("shortcut", ["none", "se", "fm"])
 def test_step2(shortcut):
-    space = space_of(FIELDS)
-    candidates = space.expand(space.expand([(name,) for name in space.fields]))
-    net = supernet_of(FIELDS, space.step2([c for c in candidates if len(c) > 1], MLP), shortcut=shortcut)
-    seen = agree(FIELDS, net, 60, random.Random(4))
-    assert {len(a.interactions[0]) for a in seen} == {2, 3}
+    """Eight fields, as after three cycles that keep everything: 154 candidates of order 2, 3 and 4."""
+    eight = FeatureSchema(tuple(Field(f"f{i}", cardinality=7) for i in range(8)), None, Label("click"))
+    space = space_of(eight)
+    candidates = [(name,) for name in space.fields]
+    for _ in range(3):
+        candidates = space.expand(candidates)
+    net = supernet_of(eight, space.step2([c for c in candidates if len(c) > 1], MLP), shortcut=shortcut)
+    seen = agree(eight, net, 250, random.Random(4))
+    assert len(net.choices.interactions) == 28 + 56 + 70
+    assert len(seen) > 100
+    assert {len(a.interactions[0]) for a in seen} == {2, 3, 4}
 
 
 @pytest.mark.parametrize("shortcut", ["se", "fm", "none"])
@@ -318,6 +325,21 @@ def test_a_first_step_on_a_narrow_path_leaves_the_rest_of_the_sliced_weights_bit
         assert moved(f"mlp.dice.0.{part}")[:7].any()
         assert not moved(f"mlp.dice.0.{part}")[7:].any()
         assert not moved(f"mlp.dice.1.{part}").any()
+
+
+@pytest.mark.parametrize("shortcut", ["none", "se"])
+def test_a_first_step_on_one_interaction_leaves_the_other_projections_bit_equal(shortcut):
+    space = space_of(FIELDS)
+    pairs = [c for c in space.expand([(n,) for n in space.fields]) if len(c) > 1]
+    net = supernet_of(FIELDS, space.step2(pairs, MLP), shortcut=shortcut).train()
+    before = copy.deepcopy(net.state_dict())
+    optimizer = adam(net, 1e-2, 1e-3, 0.0)
+    child = Architecture((), (pairs[2],), MLP)
+    OBJECTIVES["click"]()(Paths(net, [child]), doubled(random_batch(FIELDS, 32)), torch.Generator()).backward()
+    optimizer.step()
+    moved = before["mlp.interactions"] != net.state_dict()["mlp.interactions"]
+    assert moved[2].any()
+    assert not moved[[0, 1, 3, 4, 5]].any()
 
 
 # ------------------------------------------------------------------ fairness

@@ -1,4 +1,8 @@
-"""Several child models on one batch: each path takes its share of the rows (Section 2.3, fairness)."""
+"""Several child models on one batch: each path takes its share of the rows (Section 2.3, fairness).
+
+FairNAS (Chu et al. 2019) runs each path on the whole batch; the paper does not say. A share each, in new random rows at
+every update, has the same expected gradient (but for Dice's statistics) at one model's cost.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The linear part of Wide & Deep and its descendants."""
+"""The linear part of Wide & Deep (Cheng et al. 2016) and its descendants."""
 
 from __future__ import annotations
 

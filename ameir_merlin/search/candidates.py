@@ -1,4 +1,4 @@
-"""Sampling, scoring and further evaluation of candidates: what Steps 1 and 3 have in common."""
+"""Sampling, scoring and further evaluation of candidates: what Steps 1 and 3 have in common (Sections 2.3, 3.1)."""
 
 from __future__ import annotations
 

@@ -44,8 +44,9 @@ class FairPaths:
         self.blocks = [
             {
                 "layer": Deck(dict.fromkeys(b.layer for b in candidates), rng),
-                "activation": Deck(dict.fromkeys(b.activation for b in candidates), rng),
-                "normalization": Deck(dict.fromkeys(b.normalization for b in candidates), rng),
+                # Zero's neutral names are no candidates: a space need not have them.
+                "activation": Deck(dict.fromkeys(b.activation for b in candidates if b.layer != ZERO), rng),
+                "normalization": Deck(dict.fromkeys(b.normalization for b in candidates if b.layer != ZERO), rng),
             }
             for candidates in choices.blocks
         ]

@@ -29,6 +29,13 @@ from ameir_merlin.train.loop import FitResult, fit
 from ameir_merlin.train.settings import TrainSettings
 
 FINALISTS = "finalists.pt"
+# What each variant searches, see `SearchSettings`
+STAGES = {
+    "A": ("blocks",),
+    "B": ("blocks", "interactions"),
+    "C": ("blocks", "interactions", "mlp"),
+    "I": ("interactions",),
+}
 
 
 def make_problem(
@@ -89,11 +96,13 @@ def make_problem(
 def search(problem: Problem) -> Architecture:
     """Run the steps of the problem's variant; returns the architecture that the one-shot scores favour.
 
+    Says first how large the space is (`SearchSpace.size_line`).
     Leaves in the problem's folder: behaviour.json, interaction.json, mlp.json (those that were run) with every trial,
     and the finalists with their one-shot weights, which `train_finalists` takes from there. Goes on where it was
     interrupted: finished passes, cycles and steps are not repeated.
     """
     variant = problem.settings.variant
+    problem.progress.say(problem.space.size_line(STAGES[variant]))
     source: Supernet | None = None
     blocks_top: list[Architecture] = []
     if problem.schema.behaviour is not None:

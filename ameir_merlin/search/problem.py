@@ -1,4 +1,4 @@
-"""What every step of a search is given."""
+"""What every step of a search (Section 2.3) is given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a step of the search leaves behind: every candidate with its score, the training curve, the chosen one."""
+"""What a step of the search leaves behind: every candidate with its score, the training curve, the chosen one.
+
+Section 2.3 has the steps; the tables of Appendix E are such records, cut down to the chosen one.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ from typing import Literal
 class SearchSettings:
     """The search (Sections 2.3 and 3.1, Appendix D.1); defaults are the paper's for Alimama where it gives them.
 
+    But for the learning rate: 1e-5 there (Section 3.1), on five million rows; fewer rows need larger steps.
+
     variant: what is searched: "A" behaviours only, "B" and interactions, "C" and the MLP; "I" interactions alone, in a
     DeepFM-like backbone (`shortcut = "fm"`).
     blocks: L_a. interactions: M. mlp_layers: L_c. hidden, hidden_activation: the pre-defined MLP of Steps 1 and 2.

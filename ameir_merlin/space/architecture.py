@@ -96,8 +96,10 @@ class Architecture:
             except TypeError as error:
                 raise UserError(f"{where}: blocks[{i}]: expected layer, activation, normalization ({error})") from error
             for part in ("layer", "activation", "normalization"):
-                if not isinstance(getattr(blocks[-1], part), str):
+                if not isinstance(entry.get(part, ""), str):
                     raise UserError(f"{where}: blocks[{i}]: '{part}' is not a name")
+                if entry.get(part, getattr(blocks[-1], part)) != getattr(blocks[-1], part):
+                    raise UserError(f"{where}: blocks[{i}]: a '{ZERO}' block has no {part}, got '{entry[part]}'")
         for i, entry in enumerate(entries("interactions")):
             if not (isinstance(entry, list) and entry and all(isinstance(name, str) for name in entry)):
                 raise UserError(f"{where}: interactions[{i}]: expected a list of field names, got {entry!r}")

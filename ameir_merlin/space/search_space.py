@@ -216,6 +216,21 @@ class SearchSpace:
         interactions = math.comb(sets, chosen)
         return {"blocks": blocks, "interactions": interactions, "mlp": mlp, "total": blocks * interactions * mlp}
 
+    def size_line(self, stages: Sequence[str] = ("blocks", "interactions", "mlp")) -> str:
+        """One line: how many architectures a search of `stages` (keys of `sizes`) chooses from.
+
+        From 10^12 on three digits, the others cut off: 1.23e45.
+        """
+
+        def number(count: int) -> str:
+            digits = str(count)
+            return f"{count:,}" if len(digits) < 13 else f"{digits[0]}.{digits[1:3]}e{len(digits) - 1}"
+
+        names = {"blocks": "stacks of blocks", "interactions": "sets of interactions", "mlp": "MLPs"}
+        sizes = {stage: size for stage, size in self.sizes().items() if stage in stages}
+        parts = " × ".join(f"{number(size)} {names[stage]}" for stage, size in sizes.items())
+        return f"search space: {parts} = {number(math.prod(sizes.values()))} architectures"
+
     def validate(self, architecture: Architecture, where: str = "architecture") -> None:
         """Raise `UserError`, naming the entry, unless `architecture` can be built for this schema.
 

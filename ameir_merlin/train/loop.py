@@ -1,4 +1,4 @@
-"""The training loop: the same for the found model and for every baseline."""
+"""The training loop: the same for the found model and for every baseline (Section 2.3, "Derivation"; Appendix D)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics by their definitions, for one model or for many candidates at once."""
+"""The metrics of Tables 1 to 3 by their definitions, for one model or for many candidates at once."""
 
 from __future__ import annotations
 

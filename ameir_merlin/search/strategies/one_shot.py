@@ -1,4 +1,7 @@
-"""One-shot methods on the whole space: one supernet, trained once; they differ in which paths it is trained on."""
+"""One-shot methods on the whole space (Appendix C.4): one supernet, trained once.
+
+They differ in which paths it is trained on.
+"""
 
 from __future__ import annotations
 

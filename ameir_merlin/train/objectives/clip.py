@@ -22,7 +22,7 @@ def clip(batch: Batch, length: int, targets: int, generator: torch.Generator) ->
     rows, width = items.shape
     device = items.device
     real = batch.mask.sum(1)
-    # cut = number of items after the cut, 1 .. min(targets, real - 1); a window of one item keeps it as the target
+    # after = how many items stand after the cut, 1 .. real - 1; a window of one item keeps it as the target
     most = (real - 1).clamp(min=1)
     draw = torch.rand(rows, generator=generator).to(device)
     after = 1 + (draw * most).long().clamp(max=most - 1)

@@ -18,7 +18,8 @@ class SampledBinary:
     """-[log sigma(e_i q) + sum_j log(1 - sigma(e_j q))] with `targets` positives and as many negatives (Appendix D.2).
 
     The windows are clipped at random; the items after the cut (up to five) are the positives, five items drawn
-    uniformly among those that are not in the user's window the negatives. Mean over the pairs that exist.
+    uniformly among those that are not in the user's window the negatives; of items that the user had before the window
+    (the paper: any that he interacted with) the row does not know. Mean over the pairs that exist.
     """
 
     targets: int = 5

@@ -1,4 +1,4 @@
-"""Softmax over all items: retrieval's second objective."""
+"""Softmax over all items: retrieval's second objective, beyond the paper, whose own is Eqn. 7 (`sampled`)."""
 
 from __future__ import annotations
 
