@@ -324,7 +324,10 @@ def test_no_space_later_keeps_what_is_finished(begun):
     before = contents(begun)
     with files_of_at_most(60_000):
         done = CliRunner().invoke(app, run_of(begun))
-    one_line(done.exit_code, done.stdout, done.stderr, r"behaviour\.pt: cannot be used \(File too large\)")
+    # The search had begun: it said so before it failed.
+    *progress, error = done.stderr.splitlines(keepends=True)
+    assert all(line.startswith("search space: ") for line in progress), done.stderr
+    one_line(done.exit_code, done.stdout, error, r"behaviour\.pt: cannot be used \(File too large\)")
     after = contents(begun)
     assert {name: after[name] for name in before} == before
     assert all(after[name] is None for name in set(after) - set(before)), "folders at most"
