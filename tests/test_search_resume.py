@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,11 +21,12 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.progress import Silent
 from ameir_merlin.schema import FeatureSchema
+from ameir_merlin.search.candidates import load_finalists, save_finalists
 from ameir_merlin.search.interaction import pick
-from ameir_merlin.search.pipeline import make_problem, search, train_finalists
+from ameir_merlin.search.pipeline import FINALISTS, make_problem, search, train_finalists
 from ameir_merlin.search.record import StepRecord, Trial
 from ameir_merlin.search.settings import SearchSettings
-from ameir_merlin.space import SPACES, SearchSpace
+from ameir_merlin.space import SPACES, Architecture, SearchSpace
 from ameir_merlin.train.settings import TrainSettings
 
 
@@ -281,6 +283,37 @@ def test_a_derived_start_is_never_made_worse(tmp_path):
     _, result, _ = train_finalists(problem)
     assert result.history[0]["epoch"] == 0
     assert result.best["auc"] >= result.history[0]["auc"]
+
+
+def test_both_starts_are_tried_for_each_finalist_and_the_best_is_taken(tmp_path):
+    problem = problem_of(SCHEMA, "C", tmp_path, starts="both")
+    search(problem)
+    model, result, rows = train_finalists(problem)
+    assert [(row["finalist"], row["start"]) for row in rows] == [(0, "oneshot"), (0, "new"), (1, "oneshot"), (1, "new")]
+    assert result.best["auc"] == max(row["auc"] for row in rows)
+    record = StepRecord.load(tmp_path, "mlp")
+    assert [r["score"] for r in record.retrained] == [max(row["auc"] for row in rows[i : i + 2]) for i in (0, 2)]
+    assert model.architecture == Architecture.from_json(record.trial(record.chosen).candidate)
+    # The one-shot start is the one that is made without the other.
+    alone = problem_of(SCHEMA, "C", tmp_path, starts="oneshot")
+    _, _, expected = train_finalists(alone)
+    assert [row["auc"] for row in expected] == [row["auc"] for row in rows[::2]]
+
+
+def test_new_weights_depend_on_the_seed_alone(tmp_path):
+    def first(folder: str, seed: int) -> float:
+        problem = problem_of(FIELDS, "I", tmp_path / folder, starts="new", seed=seed)
+        search(problem)
+        (finalist,) = load_finalists(tmp_path / folder / FINALISTS, problem)
+        with torch.no_grad():
+            for weight in finalist.parameters():
+                weight.zero_()
+        save_finalists(tmp_path / folder / FINALISTS, [finalist])
+        _, result, _ = train_finalists(problem)
+        return result.history[0]["logloss"]
+
+    assert first("a", 3) == first("b", 3) != math.log(2)
+    assert first("c", 4) != first("d", 3)
 
 
 def test_finalists_answer_as_the_model_they_stand_for(tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -148,17 +150,20 @@ def _assemble(problem: Problem, blocks, interactions: tuple[Interaction, ...], s
     return derive(supernet, Architecture(tuple(blocks), interactions, predefined_mlp(problem)))
 
 
-def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, float]]]:
-    """Retrain each finalist from its one-shot weights; the best by validation, its result, and every finalist's score.
+def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, Any]]]:
+    """Retrain each finalist; the best by validation, its result, and a row of each retraining.
 
-    Section 2.3, "Derivation": the derived model keeps the one-shot weights as its initialisation.
+    Section 2.3, "Derivation": the derived model keeps the one-shot weights as its initialisation. The other choices are
+    those of `SearchSettings.starts`.
     """
     metric = main_metric(problem.schema)
     settings = replace(problem.training, objective=problem.objective)
-    best: tuple[Ameir, FitResult] | None = None
-    rows = []
+    starts = ("oneshot", "new") if problem.settings.starts == "both" else (problem.settings.starts,)
     finalists = load_finalists(problem.folder / FINALISTS, problem)
-    for place, model in enumerate(finalists):
+    best: tuple[Ameir, FitResult] | None = None
+    rows: list[dict[str, Any]] = []
+    for place, start in itertools.product(range(len(finalists)), starts):
+        model = finalists[place] if start == "oneshot" else _anew(problem, finalists[place].architecture)
         result = fit(
             model,
             problem.train,
@@ -167,17 +172,25 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
             seed=derive_seed(problem.seed, "finalist", place),
             device=problem.device,
             progress=problem.progress,
-            name=f"finalist {place + 1} of {len(finalists)}",
-            resume=problem.folder / "checkpoints" / f"finalist_{place}.pt",
+            name=f"finalist {place + 1} of {len(finalists)}, {'one-shot' if start == 'oneshot' else 'new'} weights",
+            resume=problem.folder / "checkpoints" / f"finalist_{place}_{start}.pt",
             ranks=problem.ranks,
         )
-        rows.append({"finalist": place, "epochs": len(result.history) - 1, "seconds": result.seconds, **result.best})
+        epochs = len(result.history) - 1
+        rows.append({"finalist": place, "start": start, "epochs": epochs, "seconds": result.seconds, **result.best})
         if best is None or result.best[metric] > best[1].best[metric]:
             best = (model, result)
     assert best is not None
     if problem.ranks.first:
-        _note_choice(problem, [row[metric] for row in rows])
+        _note_choice(problem, [max(r[metric] for r in rows if r["finalist"] == n) for n in range(len(finalists))])
     return *best, rows
+
+
+def _anew(problem: Problem, architecture: Architecture) -> Ameir:
+    """A model of `architecture` whose weights depend on the run's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(problem.seed, "finalist", "weights"))
+        return Ameir(problem.schema, architecture, problem.backbone)
 
 
 def _note_choice(problem: Problem, scores: list[float]) -> None:
