@@ -10,6 +10,8 @@ RAPIDS := .venv-rapids
 # One thread: more than there are free cores make small tensors many times slower.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 RUN ?= runs/demo
+# Test files that run side by side: one a core of the two that are asked for.
+JOBS ?= 2
 
 .PHONY: venv demo test test-rapids test-real lint audit bench-quick
 
@@ -28,7 +30,7 @@ demo: venv
 	$(THREADS) $(BIN)/ameir-merlin demo --out $(RUN)
 
 test: venv
-	$(THREADS) $(BIN)/python -m pytest
+	$(THREADS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: venv
 	$(BIN)/ruff check .

@@ -47,7 +47,8 @@ PAIRS, TRIPLES = 3, 1
 RANK = 4  # of the planted products
 EDGE = 12  # a dilated convolution of kernel 7 sees six places to each side: nobody sees both A or B and the end
 GAPS = (7, 9, 11, 13)  # odd, so that no convolution of dilation 2 sees both ends of one
-LENGTHS = {"short": 2 * EDGE + 14, "long": 2 * EDGE + 14, "order_free": 12}
+ENDS, COPIES = 8, 4  # the order-free task: so many places at both ends have A or B, so many times
+LENGTHS = {"short": 2 * EDGE + 14, "long": 2 * EDGE + 14, "order_free": 2 * ENDS + 40}
 FILLERS = {"short": 4, "long": 2, "order_free": 4}  # items that are neither A nor B
 # Embeddings start uniform up to this. From 0.05, Appendix D.1's, attention starts as a plain mean and does not come to
 # sharper weights; from 1, the GRU learns the short task as well as the convolution does, and fills the top 5.
@@ -201,12 +202,15 @@ def planted_sequences(task: str, rows: int, seed: int) -> Batch:
         start = EDGE + below(length - 2 * EDGE - gap)
         _put(items, start, first, second, label, gap)
     else:
-        # Both or none of A and B against one of them, anywhere, so that neither alone says anything.
-        place = torch.rand(rows, length, generator=generator).argsort(1)
+        # Both or none of A and B against one of them, so that neither alone says anything; one has its places at the
+        # beginning, the other at the end, whichever: a GRU would have to carry what it saw over 40 items.
+        swap = below(2).bool()
         with_first = below(2).bool()
         with_second = with_first ^ ~label
-        items[row[with_first], place[with_first, 0]] = first
-        items[row[with_second], place[with_second, 1]] = second
+        for item, there, at_end in ((first, with_first, swap), (second, with_second, ~swap)):
+            place = torch.rand(rows, ENDS, generator=generator).argsort(1)[:, :COPIES]
+            place = torch.where(at_end.unsqueeze(1), place + length - ENDS, place)
+            items[row[there].unsqueeze(1), place[there]] = item
     return Batch(
         dense=torch.empty(rows, 0),
         history={"item": items},
