@@ -22,8 +22,9 @@ from ameir_merlin.space import Architecture
 class Paths:
     """A supernet seen as one model: path p of P answers for the p-th P-th of the rows.
 
-    Embeddings are looked up once for all paths. A loss that is the mean over rows is the mean over the paths' losses,
-    so its gradient is the accumulated gradient of all paths. One path makes it that child model.
+    Embeddings are looked up once for all paths, and a Stage 1 that they share is run once. A loss that is the mean over
+    rows is the mean over the paths' losses, so its gradient is the accumulated gradient of all paths. One path makes it
+    that child model.
     """
 
     def __init__(self, supernet: Supernet, architectures: Sequence[Architecture]) -> None:
@@ -42,12 +43,14 @@ class Paths:
 
     def __call__(self, batch: Batch) -> Output:
         """The paths' outputs, in the order of the rows."""
-
-        def path(encoded: Encoded, architecture: Architecture) -> Output:
-            base = self.supernet.base(encoded, self.supernet.stage1(encoded, architecture.blocks))
-            return self.supernet.finish(encoded, base, architecture)
-
-        return self._each(batch, path)
+        net, encoded = self.supernet, self.supernet.encode(batch)
+        blocks = {architecture.blocks for architecture in self.architectures}
+        if len(blocks) == 1:  # a decided Stage 1 (Step 3) is run once
+            base = net.base(encoded, net.stage1(encoded, *blocks))
+            return self._each(encoded, lambda part, rows, path: net.finish(part, base[rows], path))
+        return self._each(
+            encoded, lambda part, _, path: net.finish(part, net.base(part, net.stage1(part, path.blocks)), path)
+        )
 
     def part(self, rows: int, number: int, of: int) -> tuple[Paths, Tensor] | None:
         """Part `number` of `of` takes its share of each path's rows; see `train.shared`."""
@@ -56,16 +59,17 @@ class Paths:
 
     def every_position(self, batch: Batch) -> Output:
         """See `Ameir.every_position`."""
-        return self._each(batch, self.supernet.answer_every_position)
+        net = self.supernet
+        return self._each(net.encode(batch), lambda part, _, path: net.answer_every_position(part, path))
 
-    def _each(self, batch: Batch, path: Callable[[Encoded, Architecture], Output]) -> Output:
-        encoded = self.supernet.encode(batch)
-        shares = torch.arange(batch.size).tensor_split(len(self.architectures))
+    def _each(self, encoded: Encoded, answer: Callable[[Encoded, slice, Architecture], Output]) -> Output:
+        """`answer` of each path to its share: what is encoded of the rows, the rows, and the path."""
+        shares = torch.arange(len(encoded.embedded)).tensor_split(len(self.architectures))
         outputs = []
-        for rows, architecture in zip(shares, self.architectures):
-            if len(rows):
-                part = slice(int(rows[0]), int(rows[-1]) + 1)
-                outputs.append(path(_rows(encoded, part), architecture))
+        for share, architecture in zip(shares, self.architectures):
+            if len(share):
+                rows = slice(int(share[0]), int(share[-1]) + 1)
+                outputs.append(answer(_rows(encoded, rows), rows, architecture))
         return _join(outputs)
 
 
