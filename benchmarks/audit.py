@@ -9,6 +9,7 @@ without PyPI's JSON pages. Here that is an error, and so is a hole that docs/sec
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.result import json_option, tell
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "security.md"
 
@@ -67,6 +70,9 @@ class Audit:
 
 def main() -> int:
     """Ask, tell; 1 if there is a complaint."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    json_option(parser)
+    given = parser.parse_args()
     command = [sys.executable, "-m", "pip_audit", "--progress-spinner", "off", "--format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
@@ -85,7 +91,7 @@ def main() -> int:
         "holes": len(audit.holes),
         "holes_not_in_the_page": len(audit.unnamed(page)),
     }
-    print(json.dumps({"command": "benchmarks.audit", "figures": figures}))
+    tell("audit", figures, given.json, holes=[str(hole) for hole in audit.holes])
     return 1 if complaints else 0
 
 

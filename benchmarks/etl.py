@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -28,8 +27,7 @@ from ameir_merlin.data.cluster import Cluster
 from ameir_merlin.data.dataset import load_definition
 from ameir_merlin.data.generate import generate
 from ameir_merlin.data.prepare import prepare
-from ameir_merlin.environment import environment
-from ameir_merlin.files import write_json
+from benchmarks.result import json_option, tell
 
 WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "criteo.py"
 PARTITION_ROWS = 131_072
@@ -118,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--small", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, help="for the files; a temporary one by default")
-    parser.add_argument("--json", type=Path)
+    json_option(parser)
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     cluster = Cluster("local", workers=options.workers, worker_memory="4GB")
@@ -135,10 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         "workers": options.workers,
     }
     figures = {name: round(value, 3) for name, value in figures.items()}
-    line = {"command": "benchmarks.etl", "figures": figures}
-    if options.json:
-        write_json(options.json, {**line, "small": small, "large": large, "environment": environment()})
-    print(json.dumps(line))
+    tell("etl", figures, options.json, small=small, large=large)
 
 
 if __name__ == "__main__":

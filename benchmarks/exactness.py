@@ -10,11 +10,10 @@ half of the values is fitted; other rows, of all values, go through both ways. T
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.serve.compile import compile_preprocessing
 from ameir_merlin.serve.preprocess import Preprocessor
 from ameir_merlin.serve.rows import as_table, encode
+from benchmarks.result import json_option, tell
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 _PARTITION = 16_384
@@ -170,7 +170,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=definitions(), help="definitions; all by default")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    json_option(parser)
     given = parser.parse_args()
+    rows = []
     figures: dict[str, Any] = {}
     for name in given.names:
         found = exactness(load_definition(WORKFLOWS / f"{name}.py"), given.rows, given.seed)
@@ -180,8 +182,9 @@ def main() -> None:
             f"compiled {found.compiled_seconds:.2f} s",
             flush=True,
         )
+        rows.append({"name": name, **asdict(found)})
         figures |= {f"{name}_id_mismatches": found.id_mismatches, f"{name}_float_difference": found.float_difference}
-    print(json.dumps({"command": "benchmarks.exactness", "figures": figures}))
+    tell("exactness", figures, given.json, rows=rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ then each Python process of the server is killed. The last line is JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -34,6 +33,7 @@ from ameir_merlin.serve.rows import Rows, as_table, encode
 from ameir_merlin.serve.settings import ExportSettings
 from ameir_merlin.serve.swap import swap
 from ameir_merlin.serve.triton import Server, running_server
+from benchmarks.result import json_option, tell
 
 TOLERANCE = 1e-5
 _GONE = "failed to find the requested model version"  # perf_analyzer's words
@@ -245,6 +245,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--malformed", type=int, default=20_000)
     parser.add_argument("--swaps", type=int, default=10)
+    json_option(parser)
     given = parser.parse_args()
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="ameir-load-") as name:
@@ -279,7 +280,7 @@ def main() -> None:
                 os.kill(pid, signal.SIGKILL)
                 seconds = seconds_to_come_back(server, "ameir", rows, served)
                 figures["seconds_to_come_back"] = max(figures["seconds_to_come_back"], seconds)
-    print(json.dumps({"command": "benchmarks.load", "figures": {k: round(v, 4) for k, v in figures.items()}}))
+    tell("load", {name: round(value, 4) for name, value in figures.items()}, given.json)
 
 
 def _steady(server: Server, requests: Path, seconds: float, count: int) -> dict[str, float]:

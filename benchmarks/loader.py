@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import tempfile
 import time
@@ -27,9 +26,8 @@ import torch
 
 from ameir_merlin.data.loader import MerlinData, dataset
 from ameir_merlin.data.parquet import StreamedData
-from ameir_merlin.environment import environment
-from ameir_merlin.files import write_json
 from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
+from benchmarks.result import json_option, tell
 
 SCALARS, LENGTH, IDS, GROUP, BATCH = 15, 50, 50_000, 32_768, 4_096
 NAMES = [f"s{n}" for n in range(SCALARS)]
@@ -119,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=16 * GROUP, help="that ours reads")
     parser.add_argument("--stock-rows", type=int, default=2 * GROUP, help="that stock reads, and that are compared")
-    parser.add_argument("--json", type=Path)
+    json_option(parser)
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -150,10 +148,7 @@ def main(argv: list[str] | None = None) -> None:
                 flush=True,
             )
     figures = {name: round(value, 2) for name, value in figures.items()}
-    line = {"command": "benchmarks.loader", "figures": figures}
-    if options.json:
-        write_json(options.json, {**line, "environment": environment()})
-    print(json.dumps(line))
+    tell("loader", figures, options.json)
 
 
 if __name__ == "__main__":

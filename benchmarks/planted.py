@@ -17,7 +17,6 @@ The last line is JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,7 +28,6 @@ import torch
 from torch import Tensor
 
 from ameir_merlin.batch import Batch
-from ameir_merlin.files import write_json
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.schema import FIRST_ID, Behaviour, FeatureSchema, Field, Label
 from ameir_merlin.search.behaviour import search_behaviour
@@ -40,6 +38,7 @@ from ameir_merlin.search.settings import SearchSettings
 from ameir_merlin.seeds import derive
 from ameir_merlin.space import Architecture, Interaction
 from ameir_merlin.train.settings import TrainSettings
+from benchmarks.result import json_option, tell
 
 FIELDS, VALUES = 15, 12
 FEW, FEW_VALUES = 6, 5  # so many of the fields have few values; three of them make the triple
@@ -284,7 +283,7 @@ def main() -> None:
     parser.add_argument("--sequence-epochs", type=int, default=15)
     parser.add_argument("--sequence-batch", type=int, default=256)
     parser.add_argument("--sequence-lr", type=float, default=5e-3)
-    parser.add_argument("--json", type=Path, help="write figures and all rows here")
+    json_option(parser)
     given = parser.parse_args()
     began = time.perf_counter()
     recalls, families = [], []
@@ -314,10 +313,7 @@ def main() -> None:
         figures["family_hits"] = min(hits.values())
         figures |= {f"family_hits_{task}": count for task, count in hits.items()}
     figures["seconds"] = time.perf_counter() - began
-    result = {"command": "benchmarks.planted", "figures": figures}
-    if given.json:
-        write_json(given.json, {**result, "interactions": recalls, "families": families})
-    print(json.dumps(result))
+    tell("planted", figures, given.json, interactions=recalls, families=families)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ throughput_ratio_small, p50_ratio_small against the small reference.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -36,6 +35,7 @@ from ameir_merlin.serve.rows import as_table, encode
 from ameir_merlin.serve.settings import ExportSettings
 from ameir_merlin.serve.triton import running_server
 from benchmarks import perf_analyzer
+from benchmarks.result import json_option, tell
 from benchmarks.serving_world import MODELS, World, small_rows, small_stock
 
 STOCK, SMALL = "stock workflow", "stock workflow, small"
@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/qps"), metavar="DIR")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the large vocabularies, 1 = Alimama's")
+    json_option(parser)
     given = parser.parse_args()
     batches, clients = ((1, 1024), (1,)) if given.quick else ((1, 64, 1024), (1, 4, 16))
     models = list(dict.fromkeys([*given.models, "ameir-c"]))
@@ -194,7 +195,7 @@ def main() -> None:
     write_text(given.out / "qps.md", as_markdown(cells))
     draw(cells, given.out / "qps.svg")
     print(as_markdown(cells))
-    print(json.dumps({"command": "benchmarks.qps", "figures": {k: round(v, 3) for k, v in figures.items()}}))
+    tell("qps", {name: round(value, 3) for name, value in figures.items()}, given.json, rows=result["rows"])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ and the seconds that each took.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ameir_merlin.config import load_config
 from ameir_merlin.display import display
 from ameir_merlin.files import is_complete, read_json, write_json
 from benchmarks import table1, table2, table3, table4, table5
+from benchmarks.result import json_option, tell
 from benchmarks.tables import WORKFLOWS, Table, make, parser, user_errors
 
 # Of the configurations' passes and candidates, and what else is made smaller: chosen so that all ends in half an hour.
@@ -62,7 +62,7 @@ def main() -> None:
     made.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR", help="the real files")
     made.add_argument("--out", type=Path, default=Path("runs/bench-quick"), metavar="DIR")
     made.add_argument("--qps", type=Path, default=Path("runs/qps/qps.json"), metavar="FILE")
-    made.add_argument("--json", type=Path, metavar="FILE")
+    json_option(made)
     given = made.parse_args()
     figures: dict[str, float] = {}
     with user_errors():
@@ -81,10 +81,7 @@ def main() -> None:
             if not seconds.exists():  # a table that was there already took the time that it took then
                 write_json(seconds, round(time.perf_counter() - began, 1))
             figures[f"{table.name}_seconds"] = read_json(seconds)
-    line = {"command": "benchmarks.quick", "figures": figures}
-    if given.json:
-        write_json(given.json, line)
-    print(json.dumps(line), flush=True)
+    tell("quick", figures, given.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import os
 import resource
 import time
@@ -21,10 +20,9 @@ import torch
 from torch import Tensor
 
 from ameir_merlin.batch import Batch
-from ameir_merlin.environment import environment
-from ameir_merlin.files import write_json
 from ameir_merlin.schema import FIRST_ID, PADDING, Behaviour, FeatureSchema, Field, Label
 from ameir_merlin.seeds import derive
+from benchmarks.result import json_option, tell
 
 WINDOW = 5  # a training window for next items is so much longer than a history (Appendix D.2)
 RANK = 4  # of the made-up preferences
@@ -185,17 +183,13 @@ def parser(name: str, text: str | None) -> argparse.ArgumentParser:
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not for figures")
     made.add_argument("--seed", type=int, default=1)
-    made.add_argument("--json", type=Path, metavar="FILE", help="write figures and all rows here")
+    json_option(made)
     return made
 
 
 def report(name: str, figures: dict[str, float], given: argparse.Namespace, **rows: Any) -> None:
     """The last line, and the file if one was asked for."""
-    result = {"command": f"benchmarks.{name}", "figures": figures}
-    if given.json:
-        asked = {"device": given.device, "quick": given.quick}
-        write_json(given.json, {**result, **asked, **rows, "environment": environment()})
-    print(json.dumps(result), flush=True)
+    tell(name, figures, given.json, device=given.device, quick=given.quick, **rows)
 
 
 def median(values: Sequence[float]) -> float:
