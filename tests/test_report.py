@@ -55,6 +55,20 @@ def click(tmp_path_factory) -> tuple[Path, str]:
     return folder, render(folder)
 
 
+def test_each_retraining_stands_there_and_the_best_figures_are_marked(click):
+    _, text = click
+    table = text.split("<h2>Retrained</h2>")[1].split("</table>")[0]
+    rows = [re.findall(r'<td(?: class="([^"]*)")?>([^<]*)</td>', row) for row in table.split("<tr>")[2:]]
+    assert [[cell for _, cell in row] for row in rows] == [
+        ["1", "one-shot", "5", "1 min 15 s", "0.7133", "0.4522"],
+        ["1", "new", "5", "1 min 15 s", "0.7163", "0.4552"],
+        ["2", "one-shot", "6", "1 min 15 s", "0.7143", "0.4532"],
+        ["2", "new", "6", "1 min 15 s", "0.7153", "0.4542"],
+    ]
+    # The higher AUC, the lower log loss.
+    assert [cell for row in rows for kind, cell in row if "top" in kind] == ["0.4522", "0.7163"]
+
+
 def drawings(text: str) -> list[ElementTree.Element]:
     found = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
     assert found

@@ -69,6 +69,7 @@ def render(folder: str | Path) -> str:
     page["steps"] = [_step(name, found) for name, found in searched.items() if found.get("trials")]
     if "interaction" in searched:
         page.update(_ranking(searched["interaction"], architecture, planted))
+    page.update(_finalists(_json(folder / "training.json")))
     if schema:
         page["fields"] = _fields(schema)
         page.update(_statistics(_json(folder / "data" / "statistics.json") or {}))
@@ -173,6 +174,29 @@ def _ranking(
     rows = [(" ⊙ ".join(key), best[key], key in chosen, key in planted) for key in shown]
     name = fitness(found.get("metric", "score"))
     return {"ranking_wide": charts.ranking(rows, name), "ranking_narrow": charts.ranking(rows, name, narrow=True)}
+
+
+def _finalists(training: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A row of each retraining: the finalist's place, the weights it began from, and what it came to."""
+    if training is None or not training["finalists"]:
+        return {}
+    rows = training["finalists"]
+    names = [name for name in rows[0] if name not in ("finalist", "start", "epochs", "seconds")]
+    best = {name: (min if name in LOWER_IS_BETTER else max)(row[name] for row in rows) for name in names}
+    weights = {"oneshot": "one-shot", "new": "new"}
+    return {
+        "finalist_metrics": [metric(name) for name in names],
+        "finalists": [
+            {
+                "place": row["finalist"] + 1,
+                "start": weights[row["start"]],
+                "epochs": row["epochs"],
+                "seconds": charts.duration(row["seconds"]),
+                "cells": [{"text": f"{row[name]:.4f}", "top": row[name] == best[name]} for name in names],
+            }
+            for row in rows
+        ],
+    }
 
 
 def _comparison(metrics: Mapping[str, Any]) -> dict[str, Any]:
