@@ -46,14 +46,15 @@ PAIRS, TRIPLES = 3, 1
 RANK = 4  # of the planted products
 EDGE = 12  # a dilated convolution of kernel 7 sees six places to each side: nobody sees both A or B and the end
 GAPS = (7, 9, 11, 13)  # odd, so that no convolution of dilation 2 sees both ends of one
-ENDS, COPIES = 8, 4  # the order-free task: so many places at both ends have A or B, so many times
-LENGTHS = {"short": 2 * EDGE + 14, "long": 2 * EDGE + 14, "order_free": 2 * ENDS + 40}
+END = 8  # the order-free task: so many places at each end that A or B fill
+LENGTHS = {"short": 2 * EDGE + 14, "long": 2 * EDGE + 14, "order_free": 2 * END + 32}
 FILLERS = {"short": 4, "long": 2, "order_free": 4}  # items that are neither A nor B
 # Embeddings start uniform up to this. From 0.05, Appendix D.1's, attention starts as a plain mean and does not come to
 # sharper weights; from 1, the GRU learns the short task as well as the convolution does, and fills the top 5.
 INIT = {"short": 0.05, "long": 0.05, "order_free": 1.0}
 
-# The layers that can solve each task with one block; no other can, but for the GRU, which can solve the short one too.
+# The layers that can solve each task with one block, within the updates given; no other can, but for the GRU, which can
+# solve the short one too.
 FAMILIES = {
     "short": ("conv_3",),
     "long": ("bi_gru",),
@@ -201,15 +202,15 @@ def planted_sequences(task: str, rows: int, seed: int) -> Batch:
         start = EDGE + below(length - 2 * EDGE - gap)
         _put(items, start, first, second, label, gap)
     else:
-        # Both or none of A and B against one of them, so that neither alone says anything; one has its places at the
-        # beginning, the other at the end, whichever: a GRU would have to carry what it saw over 40 items.
-        swap = below(2).bool()
+        # Both or none of A and B against one of them, so that neither alone says anything. One fills the beginning, the
+        # other the end, whichever: a GRU would have to carry what it saw over 32 items. They are a third of the items,
+        # so that a mean over all, where attention starts, has something of them.
         with_first = below(2).bool()
         with_second = with_first ^ ~label
+        swap = below(2).bool()
         for item, there, at_end in ((first, with_first, swap), (second, with_second, ~swap)):
-            place = torch.rand(rows, ENDS, generator=generator).argsort(1)[:, :COPIES]
-            place = torch.where(at_end.unsqueeze(1), place + length - ENDS, place)
-            items[row[there].unsqueeze(1), place[there]] = item
+            items[there & ~at_end, :END] = item
+            items[there & at_end, length - END :] = item
     return Batch(
         dense=torch.empty(rows, 0),
         history={"item": items},
