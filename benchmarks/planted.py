@@ -182,7 +182,6 @@ def planted_sequences(task: str, rows: int, seed: int) -> Batch:
     first, second = FIRST_ID, FIRST_ID + 1
     length = LENGTHS[task]
     items = torch.randint(FIRST_ID + 2, FIRST_ID + 2 + FILLERS[task], (rows, length), generator=generator)
-    row = torch.arange(rows)
 
     def below(limit: int | Tensor) -> Tensor:
         return (torch.rand(rows, generator=generator) * limit).long()
