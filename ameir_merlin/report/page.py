@@ -180,7 +180,7 @@ def _finalists(training: Mapping[str, Any] | None) -> dict[str, Any]:
     """A row of each retraining: the finalist's place, the weights it began from, and what it came to."""
     if training is None or not training["finalists"]:
         return {}
-    # A run begun before finalists had a choice of first weights does not name them: they were those of the one-shot model.
+    # A run of before finalists had a choice of first weights does not name them: they were those of the one-shot model.
     rows = [{"start": "oneshot", **row} for row in training["finalists"]]
     names = [name for name in rows[0] if name not in ("finalist", "start", "epochs", "seconds")]
     best = {name: (min if name in LOWER_IS_BETTER else max)(row[name] for row in rows) for name in names}
