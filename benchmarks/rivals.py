@@ -49,6 +49,7 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.files import atomic_folder, is_complete, read_json, write_json, write_text
 from ameir_merlin.models import model_class
 from ameir_merlin.progress import Progress, Task
+from benchmarks.result import json_option, tell
 from benchmarks.tables import WORKFLOWS, Bench, Figures, Row, Table, baseline, check_same, run, user_errors
 
 HERE = Path(__file__).resolve().parent
@@ -462,7 +463,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=int, default=1, metavar="N", help="seeds 1 to N")
     made.add_argument("--epochs", type=int, default=100, metavar="N", help="passes at most, of both")
     made.add_argument("--recbole-sizes", action="store_true", help="RecBole's models in the sizes of its own files")
-    made.add_argument("--json", type=Path, metavar="FILE", help="also write figures, rows and environment here")
+    json_option(made)
     return made
 
 
@@ -492,10 +493,8 @@ def make(given: argparse.Namespace) -> Figures:
     result["environment"] = environment()
     write_text(given.out / "rivals.md", "\n".join(texts))
     write_json(given.out / "rivals.json", result)
-    if given.json:
-        write_json(given.json, result)
     print("\n".join(texts))
-    print(json.dumps({"command": result["command"], "figures": result["figures"]}), flush=True)
+    tell("rivals", result["figures"], given.json, rows=result["rows"])
     return result
 
 

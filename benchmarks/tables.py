@@ -38,6 +38,7 @@ from ameir_merlin.search.problem import Problem
 from ameir_merlin.seeds import derive
 from ameir_merlin.train.evaluate import evaluate
 from ameir_merlin.train.loop import FitResult, fit, seeded
+from benchmarks.result import json_option, tell
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 LOWER_IS_BETTER = ("logloss",)
@@ -392,7 +393,7 @@ def parser(table: Table, text: str) -> argparse.ArgumentParser:
     made.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help="of passes and candidates, 0 to 1")
     made.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(table.rows)}; by default all")
     made.add_argument("--out", type=Path, metavar="DIR", help=f"by default runs/{table.name}")
-    made.add_argument("--json", type=Path, metavar="FILE", help="also write figures, rows and environment here")
+    json_option(made)
     made.add_argument(
         "--dataset", default="", metavar="NAME", help="what to compare with; by default the config's name"
     )
@@ -429,16 +430,14 @@ def make(
     test = significance(rows, table.ours, table.metrics[0])
     figures = figures_of(rows, test, table.metrics[0])
     text = markdown(table, rows, test, dataset, given.budget)
-    result = {"command": f"benchmarks.{table.name}", "figures": figures, "rows": rows, "test": test}
-    result |= {"dataset": dataset, "budget": given.budget, "environment": environment()}
+    made = {"rows": rows, "test": test, "dataset": dataset, "budget": given.budget}
+    result = {"command": f"benchmarks.{table.name}", "figures": figures, **made, "environment": environment()}
     write_text(out / f"{table.name}.md", text)
     write_json(out / f"{table.name}.json", result)
     draw(table, rows, dataset, out / f"{table.name}.svg")
-    if given.json:
-        write_json(given.json, result)
     print(text)
     if last_line:
-        print(json.dumps({"command": result["command"], "figures": figures}), flush=True)
+        tell(table.name, figures, given.json, **made)
     return result
 
 

@@ -101,7 +101,7 @@ def make(folder: Path, task: str = "click", *, name: str = "demo", seed: int = 1
 
     write("training.json", {"history": [], "finalists": [
         {"finalist": n, "start": start, "epochs": 5 + n, "seconds": 75.0, **{k: v + lift for k, v in scores.items()}}
-        for n, start, lift in ((0, "oneshot", 0.001), (0, "new", 0.004), (1, "oneshot", 0.002), (1, "new", 0.003))
+        for n, start, lift in ((0, "one-shot", 0.001), (0, "new", 0.004), (1, "one-shot", 0.002), (1, "new", 0.003))
     ]})  # fmt: skip
     names = ("dnn", "din", "deepfm") if task == "click" else ("pop", "sasrec")
     write("metrics.json", {

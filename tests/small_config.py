@@ -6,7 +6,7 @@ from pathlib import Path
 
 DEFINITION = """
 from dataclasses import dataclass
-from ameir_merlin.data.dataset import Dataset
+from ameir_merlin.data.dataset import Dataset, Raw
 from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
 
 @dataclass(frozen=True)
@@ -20,6 +20,12 @@ class Small(Dataset):
             Behaviour("past", (Field("past_item", embedding="item"),), ("item",), self.length),
             Label("click"),
         )
+
+    def columns(self):
+        return {"user": Raw(), "item": Raw(), "past_item": Raw()}
+
+    def read(self, folder, statistics):
+        yield from ()
 
 DATASET = Small
 """

@@ -178,8 +178,22 @@ class Mine(Dataset):
     how: Literal["a", "b"] = "a"
     note: ClassVar[str] = "not an option"
 
+    def schema(self): ...
+    def columns(self): ...
+    def read(self, folder, statistics): ...
+
 DATASET = Mine
 """
+
+
+def test_a_definition_without_its_methods_is_refused(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("".join(line for line in DEFINITION.splitlines(keepends=True) if "def schema" not in line))
+    with pytest.raises(UserError, match=r"mine\.py: Mine lacks schema$"):
+        load_definition(path)
+    path.write_text("".join(line for line in DEFINITION.splitlines(keepends=True) if "    def " not in line))
+    with pytest.raises(UserError, match=r"mine\.py: Mine lacks columns, read, schema$"):
+        load_definition(path)
 
 
 def test_load_definition(tmp_path):

@@ -289,13 +289,18 @@ def test_both_starts_are_tried_for_each_finalist_and_the_best_is_taken(tmp_path)
     problem = problem_of(SCHEMA, "C", tmp_path, starts="both")
     search(problem)
     model, result, rows = train_finalists(problem)
-    assert [(row["finalist"], row["start"]) for row in rows] == [(0, "oneshot"), (0, "new"), (1, "oneshot"), (1, "new")]
+    assert [(row["finalist"], row["start"]) for row in rows] == [
+        (0, "one-shot"),
+        (0, "new"),
+        (1, "one-shot"),
+        (1, "new"),
+    ]
     assert result.best["auc"] == max(row["auc"] for row in rows)
     record = StepRecord.load(tmp_path, "mlp")
     assert [r["score"] for r in record.retrained] == [max(row["auc"] for row in rows[i : i + 2]) for i in (0, 2)]
     assert model.architecture == Architecture.from_json(record.trial(record.chosen).candidate)
     # The one-shot start is the one that is made without the other.
-    alone = problem_of(SCHEMA, "C", tmp_path, starts="oneshot")
+    alone = problem_of(SCHEMA, "C", tmp_path, starts="one-shot")
     _, _, expected = train_finalists(alone)
     assert [row["auc"] for row in expected] == [row["auc"] for row in rows[::2]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
 from importlib.machinery import SourceFileLoader
@@ -50,7 +51,7 @@ class Raw:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class Dataset(ABC):
     """The base of all definitions: a frozen dataclass whose fields are the options of the definition.
 
     A definition says what there is (`schema`, `columns`) and reads the publisher's files (`read`). All feature work
@@ -61,14 +62,15 @@ class Dataset:
 
     paper: ClassVar[dict[str, float]] = {}
 
+    @abstractmethod
     def schema(self) -> FeatureSchema:
         """The declared schema, cardinalities 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def columns(self) -> dict[str, Raw]:
         """The raw column of each field and each history field, under the field's name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, folder: Path, statistics: dict[str, Any]) -> Iterator[tuple[Split, pa.Table]]:
         """Yield raw rows, some at a time, each with its split; `raw_schema` says which columns and types.
 
@@ -76,7 +78,6 @@ class Dataset:
         in which they come. `statistics`: what is put here is written to `statistics.json`.
         Raises `UserError` naming file, column and row for files that are not what the publisher ships.
         """
-        raise NotImplementedError
 
     def raw_schema(self, split: Split) -> pa.Schema:
         """Columns and types of the raw rows of `split`.
@@ -139,7 +140,7 @@ def load_definition(path: str | Path, options: dict[str, Any] | None = None) -> 
     """Import the definition file at `path` and make its `DATASET` with `options`.
 
     The file is the user's own code and is run. Raises `UserError` for a file that is missing, fails, or defines no
-    `DATASET`, for an unknown option and for a value of another type than declared.
+    `DATASET` or one that lacks a method, for an unknown option and for a value of another type than declared.
     """
     path = Path(path)
     if not path.is_file():
@@ -159,6 +160,8 @@ def load_definition(path: str | Path, options: dict[str, Any] | None = None) -> 
     kind = getattr(module, "DATASET", None)
     if not (isinstance(kind, type) and issubclass(kind, Dataset)):
         raise UserError(f"{path}: defines no DATASET, expected a subclass of ameir_merlin.data.dataset.Dataset")
+    if lacking := sorted(kind.__abstractmethods__):
+        raise UserError(f"{path}: {kind.__name__} lacks {', '.join(lacking)}")
     return kind(**_checked(kind, dict(options or {}), path))
 
 

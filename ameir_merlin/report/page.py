@@ -181,16 +181,15 @@ def _finalists(training: Mapping[str, Any] | None) -> dict[str, Any]:
     if training is None or not training["finalists"]:
         return {}
     # A run of before finalists had a choice of first weights does not name them: they were those of the one-shot model.
-    rows = [{"start": "oneshot", **row} for row in training["finalists"]]
+    rows = [{"start": "one-shot", **row} for row in training["finalists"]]
     names = [name for name in rows[0] if name not in ("finalist", "start", "epochs", "seconds")]
     best = {name: (min if name in LOWER_IS_BETTER else max)(row[name] for row in rows) for name in names}
-    weights = {"oneshot": "one-shot", "new": "new"}
     return {
         "finalist_metrics": [metric(name) for name in names],
         "finalists": [
             {
                 "place": row["finalist"] + 1,
-                "start": weights[row["start"]],
+                "start": row["start"],
                 "epochs": row["epochs"],
                 "seconds": charts.duration(row["seconds"]),
                 "cells": [{"text": f"{row[name]:.4f}", "top": row[name] == best[name]} for name in names],

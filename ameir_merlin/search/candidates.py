@@ -20,7 +20,7 @@ from ameir_merlin.search.record import StepRecord, Trial
 from ameir_merlin.seeds import derive as derive_seed
 from ameir_merlin.space import Architecture, Choices
 from ameir_merlin.train.evaluate import main_metric
-from ameir_merlin.train.loop import fit
+from ameir_merlin.train.loop import fit, seeded
 
 
 def sample(choices: Choices, count: int, first: Architecture, seed: int) -> list[Architecture]:
@@ -153,6 +153,5 @@ def load_finalists(path: Path, problem: Problem) -> list[Ameir]:
 
 def seeded_supernet(problem: Problem, choices: Choices, step: str, backbone=None) -> Supernet:
     """A new supernet whose weights depend on the run's seed and the step alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(problem.seed, step, "weights"))
+    with seeded(derive_seed(problem.seed, step, "weights"), "cpu"):
         return Supernet(problem.schema, choices, backbone or problem.backbone)

@@ -27,7 +27,7 @@ from ameir_merlin.search.settings import SearchSettings
 from ameir_merlin.seeds import derive as derive_seed
 from ameir_merlin.space import SPACES, Architecture, Choices, Interaction
 from ameir_merlin.train.evaluate import main_metric
-from ameir_merlin.train.loop import FitResult, fit
+from ameir_merlin.train.loop import FitResult, fit, seeded
 from ameir_merlin.train.settings import TrainSettings
 
 FINALISTS = "finalists.pt"
@@ -158,12 +158,12 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
     """
     metric = main_metric(problem.schema)
     settings = replace(problem.training, objective=problem.objective)
-    starts = ("oneshot", "new") if problem.settings.starts == "both" else (problem.settings.starts,)
+    starts = ("one-shot", "new") if problem.settings.starts == "both" else (problem.settings.starts,)
     finalists = load_finalists(problem.folder / FINALISTS, problem)
     best: tuple[Ameir, FitResult] | None = None
     rows: list[dict[str, Any]] = []
     for place, start in itertools.product(range(len(finalists)), starts):
-        model = finalists[place] if start == "oneshot" else _anew(problem, finalists[place].architecture)
+        model = finalists[place] if start == "one-shot" else _anew(problem, finalists[place].architecture)
         result = fit(
             model,
             problem.train,
@@ -172,7 +172,7 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
             seed=derive_seed(problem.seed, "finalist", place),
             device=problem.device,
             progress=problem.progress,
-            name=f"finalist {place + 1} of {len(finalists)}, {'one-shot' if start == 'oneshot' else 'new'} weights",
+            name=f"finalist {place + 1} of {len(finalists)}, {start} weights",
             resume=problem.folder / "checkpoints" / f"finalist_{place}_{start}.pt",
             ranks=problem.ranks,
         )
@@ -188,8 +188,7 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
 
 def _anew(problem: Problem, architecture: Architecture) -> Ameir:
     """A model of `architecture` whose weights depend on the run's seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(problem.seed, "finalist", "weights"))
+    with seeded(derive_seed(problem.seed, "finalist", "weights"), "cpu"):
         return Ameir(problem.schema, architecture, problem.backbone)
 
 

@@ -31,7 +31,7 @@ class SearchSettings:
     blocks then start from embeddings that say something already.
     epochs_behaviour, epochs_interaction (a cycle), epochs_mlp: passes over the training rows of the one-shot models.
     epochs_further: passes that each of the top candidates of Step 1 is fine-tuned for.
-    starts: what weights the finalists are retrained from: "oneshot", theirs in the one-shot model (Section 2.3,
+    starts: what weights the finalists are retrained from: "one-shot", theirs in the one-shot model (Section 2.3,
     "Derivation"), or, beyond the paper, "new" ones, or "both", one after the other: one-shot weights are a quick start,
     and not always the one that leads furthest. Validation chooses among all.
     paths: how the paths of an update of Steps 1 and 3 are run: "apart", one after the other; "together", see
@@ -59,7 +59,7 @@ class SearchSettings:
     epochs_interaction: int = 3
     epochs_mlp: int = 5
     epochs_further: int = 1
-    starts: Literal["oneshot", "new", "both"] = "oneshot"
+    starts: Literal["one-shot", "new", "both"] = "one-shot"
     batch_size: int = 1024
     learning_rate: float = 1e-3
     l2: float = 1e-6
