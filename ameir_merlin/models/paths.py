@@ -100,11 +100,11 @@ def _join(outputs: Sequence[Output]) -> Output:
 class InTurns:
     """Step 2's supernet as one model: each row has R candidate interactions, one at a time (Section 2.3, Step 2).
 
-    turns: int64 `[R, C]`, see `Supernet.in_turns`.
+    turns: int64 `[R, C]`, and gain: see `Supernet.in_turns`.
     """
 
-    def __init__(self, supernet: Supernet, turns: Tensor) -> None:
-        self.supernet, self.turns = supernet, turns
+    def __init__(self, supernet: Supernet, turns: Tensor, gain: float = 1.0) -> None:
+        self.supernet, self.turns, self.gain = supernet, turns, gain
 
     @property
     def schema(self) -> FeatureSchema:
@@ -113,7 +113,7 @@ class InTurns:
 
     def __call__(self, batch: Batch) -> Output:
         """Logits `[B, R]`."""
-        return self.supernet.in_turns(batch, self.turns)
+        return self.supernet.in_turns(batch, self.turns, self.gain)
 
     def part(self, rows: int, number: int, of: int) -> tuple[InTurns, Tensor] | None:
         """Part `number` of `of` takes its columns of `turns`, and the rows that stand in them; see `train.shared`."""
@@ -122,14 +122,17 @@ class InTurns:
         if index is None:
             return None
         turns = self.turns[:, count * number // of : count * (number + 1) // of]
-        return InTurns(self.supernet, turns), index
+        return InTurns(self.supernet, turns, self.gain), index
 
 
 class All:
-    """Step 2's supernet as one model where it is linear: each row has every candidate interaction, one at a time."""
+    """Step 2's supernet as one model where it is linear: each row has every candidate interaction, one at a time.
 
-    def __init__(self, supernet: Supernet) -> None:
-        self.supernet = supernet
+    gain: see `Supernet.each_interaction`.
+    """
+
+    def __init__(self, supernet: Supernet, gain: float = 1.0) -> None:
+        self.supernet, self.gain = supernet, gain
 
     @property
     def schema(self) -> FeatureSchema:
@@ -138,4 +141,4 @@ class All:
 
     def __call__(self, batch: Batch) -> Output:
         """Logits `[B, C]`."""
-        return self.supernet.each_interaction(batch)
+        return self.supernet.each_interaction(batch, gain=self.gain)

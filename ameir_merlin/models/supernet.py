@@ -140,12 +140,13 @@ class Supernet(nn.Module):
         plain = all(len(layer) == 1 and layer[0].activation == "identity" for layer in self.choices.mlp)
         return bool(self.choices.mlp) and plain and not self.settings.mlp_dropout and self.settings.shortcut == "none"
 
-    def each_interaction(self, batch: Batch, part: range | None = None) -> Output:
+    def each_interaction(self, batch: Batch, part: range | None = None, gain: float = 1.0) -> Output:
         """Every candidate interaction on every row, one at a time: logits `[B, C]`; only where `linear` is true.
 
         Column c is what `forward` gives with the one interaction c. As no layer bends, its part of the logit is its
         product times one vector, W_c^T W_2^T ... w, and the rest is the same for all. part: the candidates that are
-        asked for, next to each other; None for all.
+        asked for, next to each other; None for all. gain: what the gradients that reach the embeddings through the
+        candidates are multiplied by.
         """
         assert self.mlp is not None
         encoded = self.encode(batch)
@@ -157,20 +158,21 @@ class Supernet(nn.Module):
             back = back @ weight
         weights = self.mlp.interactions if part is None else self.mlp.interactions[part.start : part.stop]
         vectors = torch.einsum("cwk,w->ck", weights, back)
-        products = self.hadamard(encoded.embedded, part)
+        products = _amplified(self.hadamard(encoded.embedded, part), gain)
         return Output(logits=rest.unsqueeze(1) + torch.einsum("bck,ck->bc", products, vectors))
 
-    def in_turns(self, batch: Batch, turns: Tensor) -> Output:
+    def in_turns(self, batch: Batch, turns: Tensor, gain: float = 1.0) -> Output:
         """Step 2's training path: every row with R interactions, one at a time, and the decided MLP.
 
         turns: int64 `[R, C]`, candidates' numbers; row b has in turn r the candidate `turns[r, b % C]`, where C divides
         B. Returns logits `[B, R]`, each what `forward` gives for the row with that one interaction: its projection and
-        those of all embeddings are added (Section 2.3, Step 2), the latter made once for all turns.
+        those of all embeddings are added (Section 2.3, Step 2), the latter made once for all turns. gain: as above.
         """
         assert self.mlp is not None
         encoded = self.encode(batch)
         count, rounds = turns.shape[1], batch.size // turns.shape[1]
         product = self.hadamard.some(encoded.embedded.unflatten(0, (rounds, count)), turns)  # [R, C, rounds, K]
+        product = _amplified(product, gain)
         layers = tuple(candidates[0] for candidates in self.choices.mlp)
         width = layers[0].width
         weight = self.mlp.interactions[turns, :width].flatten(0, 1).transpose(1, 2)
@@ -182,6 +184,13 @@ class Supernet(nn.Module):
         q = torch.cat([embedded, product.transpose(1, 2).flatten(0, 2).unsqueeze(1)], 1)
         logits = answer(self, hidden, shortcut(self.settings, self.shortcut, q)).clicks()
         return Output(logits=logits.unflatten(0, (len(turns), -1)).T)
+
+
+def _amplified(values: Tensor, gain: float) -> Tensor:
+    """`values`, whose gradients go on `gain` times as large."""
+    if gain != 1.0 and values.requires_grad:
+        values.register_hook(lambda gradient: gradient * gain)
+    return values
 
 
 @torch.no_grad()

@@ -58,7 +58,9 @@ def search_interactions(problem: Problem) -> tuple[StepRecord, Supernet]:
             settings,
             epochs=settings.epochs_interaction,
             objective="click",
-            update=partial(InteractionsUpdate, rows=settings.rows_per_candidate),
+            update=partial(
+                InteractionsUpdate, rows=settings.rows_per_candidate, gradients=settings.interaction_gradients
+            ),
             score=curve,
             seed=derive(problem.seed, STEP, cycle),
             device=problem.device,

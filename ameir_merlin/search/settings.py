@@ -21,6 +21,11 @@ class SearchSettings:
     interaction_init: Step 2's embeddings start uniform in [-interaction_init, interaction_init]. A product of r
     embeddings starts at that to the power r: from Appendix D.1's 0.05, one of three fields is not learned within the
     updates that small data allow.
+    interaction_gradients: what reaches the embeddings through a candidate of Step 2: "mean", its share of the mean over
+    all candidates, which is little beside the base that they have in common; or, beyond the paper, "whole", as if it
+    were trained alone, next to a base that counts once. A product of fields with many values (user and item) is worth
+    nothing until the embeddings have moved for it. Few values are told apart by the initial embeddings already, and
+    there the strongest interaction would take the embeddings of all that share a field with it.
     candidates: architectures sampled and scored in Steps 1 and 3. top: how many of them are evaluated further.
     cycles, keep: cycles of Step 2 and the interactions kept after each (k).
     rows_per_candidate: rows of a batch that each candidate interaction of Step 2 is trained on at least; a row is run
@@ -48,6 +53,7 @@ class SearchSettings:
     hidden_activation: str = "relu"
     interaction_activation: str = "identity"
     interaction_init: float = 1.0
+    interaction_gradients: Literal["mean", "whole"] = "mean"
     candidates: int = 2000
     top: int = 5
     cycles: int = 4
