@@ -618,6 +618,36 @@ def test_all_and_in_turns_have_the_same_gradient_where_every_candidate_meets_eve
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("gain", [1.0, 6.0])
+def test_a_candidate_s_gradients_reach_the_embeddings_as_often_as_asked(gain):
+    """Child by child: the mean of what comes through the base, and `gain` times the mean of the rest."""
+    space = space_of(FIELDS)
+    pairs = [c for c in space.expand([(n,) for n in space.fields]) if len(c) > 1]
+    mlp = (MLPLayer(5, "identity"), MLPLayer(3, "identity"))
+    net = supernet_of(FIELDS, space.step2(pairs, mlp), shortcut="none")
+    batch = doubled(random_batch(FIELDS, 12))
+    click = OBJECTIVES["click"]()
+
+    def gradients(model) -> dict:
+        net.zero_grad()
+        click(model, batch, torch.Generator()).backward()
+        return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in net.named_parameters()}
+
+    expected: dict = Counter()
+    for pair in pairs:
+        child = Paths(net, [Architecture((), (pair,), mlp)])
+        whole = gradients(child)
+        handle = net.hadamard.register_forward_hook(lambda module, given, products: products.detach())
+        base = gradients(child)
+        handle.remove()
+        for name in whole:
+            times = gain if name.startswith("embedding") else 1.0
+            expected[name] += (base[name] + times * (whole[name] - base[name])) / len(pairs)
+    for model in (All(net, gain), InTurns(net, torch.tensor(shifts(6, 6, random.Random(0))), gain)):
+        for name, gradient in gradients(model).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-8, atol=1e-10)
+
+
 @torch.no_grad()
 def test_a_query_from_one_readout_alone_starts_as_that_readout():
     net = Ameir(ITEMS, Architecture(mlp=()), settings(readout="last", shortcut="none", scaled=True)).eval()
