@@ -22,7 +22,7 @@ from ameir_merlin.progress import Silent
 from ameir_merlin.schema import FIRST_ID
 from ameir_merlin.train.evaluate import retrieval_ranks
 from ameir_merlin.train.metrics import auc, hit_rate, logloss, ndcg
-from benchmarks import rivals, rivals_recbole
+from benchmarks import rivals, rivals_recbole, rivals_setup
 from benchmarks.tables import WORKFLOWS, Bench
 
 # ------------------------------------------------------------------ metrics
@@ -160,7 +160,7 @@ def raw(tmp_path_factory) -> Path:
 
 def test_recbole_reads_the_very_rows_of_clicks(raw: Path, tmp_path: Path):
     dataset = load_config(WORKFLOWS / "movielens_random.toml").dataset()
-    rivals.recbole_files(dataset, raw, tmp_path / "ml")
+    rivals_setup.recbole_files(dataset, raw, tmp_path / "ml")
     lines = gzip.decompress((raw / "ml100k_ctr.csv.gz").read_bytes()).decode().splitlines()
     head = lines[0].split(",")
     given = [dict(zip(head, line.split(","))) for line in lines[1:]]
@@ -188,7 +188,7 @@ def test_recbole_reads_the_very_rows_of_clicks(raw: Path, tmp_path: Path):
 
 def test_recbole_reads_the_very_sequences_and_negatives(raw: Path, tmp_path: Path):
     dataset = load_config(WORKFLOWS / "beauty.toml").dataset()
-    rivals.recbole_files(dataset, raw, tmp_path / "b")
+    rivals_setup.recbole_files(dataset, raw, tmp_path / "b")
     given = {}
     for line in gzip.decompress((raw / "beauty.txt.gz").read_bytes()).decode().splitlines():
         user, *items = map(int, line.split())
@@ -321,7 +321,7 @@ def test_wrong_options_are_one_line(more, message, raw: Path, tmp_path: Path):
 def test_a_failing_command_is_one_line_with_its_last_word(tmp_path: Path):
     heard: list[str] = []
     with pytest.raises(UserError, match=r"ended with status 3: it broke \(see .*log.txt\)"):
-        rivals.call(
+        rivals_setup.call(
             [sys.executable, "-c", "import sys; print('one'); print('it broke', file=sys.stderr); sys.exit(3)"],
             tmp_path / "log.txt",
             heard.append,
