@@ -11,6 +11,7 @@ from ameir_merlin.files import read_json, write_json
 
 FORMAT = 1
 ZERO = "zero"
+WIDEST = 1 << 20  # a hidden layer wider than that is a slip of the pen, and would take all memory
 
 Interaction = tuple[str, ...]
 
@@ -110,8 +111,8 @@ class Architecture:
             except TypeError as error:
                 raise UserError(f"{where}: mlp[{i}]: expected width and activation ({error})") from error
             width = mlp[-1].width
-            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-                raise UserError(f"{where}: mlp[{i}]: width is {width!r}, expected a whole number of at least 1")
+            if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= WIDEST:
+                raise UserError(f"{where}: mlp[{i}]: width is {width!r}, expected a whole number from 1 to {WIDEST}")
             if not isinstance(mlp[-1].activation, str):
                 raise UserError(f"{where}: mlp[{i}]: 'activation' is not a name")
         return cls(tuple(blocks), tuple(interactions), tuple(mlp))
