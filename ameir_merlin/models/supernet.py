@@ -166,7 +166,8 @@ class Supernet(nn.Module):
 
         turns: int64 `[R, C]`, candidates' numbers; row b has in turn r the candidate `turns[r, b % C]`, where C divides
         B. Returns logits `[B, R]`, each what `forward` gives for the row with that one interaction: its projection and
-        those of all embeddings are added (Section 2.3, Step 2), the latter made once for all turns. gain: as above.
+        those of all embeddings are added (Section 2.3, Step 2), the latter made once for all turns. gain: see
+        `each_interaction`.
         """
         assert self.mlp is not None
         encoded = self.encode(batch)
