@@ -18,12 +18,13 @@ JOBS ?= 2
 venv: $(STAMP)
 
 # The stamp comes last: an interrupted installation is taken up again, and a finished one is left alone.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt requirements-torchrec.txt
 	python=$$(command -v python3.11 || command -v python3); \
 	"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' \
 		|| { echo "Python 3.10 or 3.11 is needed, $$("$$python" --version) is what there is" >&2; exit 1; }; \
 	test -x $(BIN)/pip || "$$python" -m venv --clear $(VENV); \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[serve,dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-torchrec.txt
 	touch $(STAMP)
 
 demo: venv
