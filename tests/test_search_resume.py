@@ -23,10 +23,12 @@ from ameir_merlin.progress import Silent
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.candidates import load_finalists, save_finalists
 from ameir_merlin.search.interaction import pick
-from ameir_merlin.search.pipeline import FINALISTS, make_problem, search, train_finalists
+from ameir_merlin.search.pipeline import FINALISTS, ablations, make_problem, search, train_finalists
 from ameir_merlin.search.record import StepRecord, Trial
 from ameir_merlin.search.settings import SearchSettings
-from ameir_merlin.space import SPACES, Architecture, SearchSpace
+from ameir_merlin.seeds import derive as derive_seed
+from ameir_merlin.space import SPACES, Architecture, Block, MLPLayer, SearchSpace
+from ameir_merlin.train.loop import fit, seeded
 from ameir_merlin.train.settings import TrainSettings
 
 
@@ -303,6 +305,47 @@ def test_both_starts_are_tried_for_each_finalist_and_the_best_is_taken(tmp_path)
     alone = problem_of(SCHEMA, "C", tmp_path, starts="one-shot")
     _, _, expected = train_finalists(alone)
     assert [row["auc"] for row in expected] == [row["auc"] for row in rows[::2]]
+
+
+def test_a_stage_has_to_earn_its_place(tmp_path):
+    """Trained without blocks, without interactions and without both, each as it is trained by itself."""
+    problem = problem_of(SCHEMA, "C", tmp_path, ablations=True)
+    found = search(problem)
+    assert found.interactions
+    model, result, rows = train_finalists(problem)
+    assert [(row["finalist"], row["start"]) for row in rows] == [
+        (0, "one-shot"),
+        (1, "one-shot"),
+        (0, "without blocks"),
+        (0, "without interactions"),
+        (0, "the backbone alone"),
+    ]
+    best = max(rows, key=lambda row: row["auc"])
+    assert result.best["auc"] == best["auc"]
+    bare, mlp = (Block("zero"),) * len(found.blocks), (MLPLayer(8, "relu"), MLPLayer(4, "relu"))
+    less = {
+        "without blocks": Architecture(bare, found.interactions, mlp),
+        "without interactions": Architecture(found.blocks, (), mlp),
+        "the backbone alone": Architecture(bare, (), mlp),
+    }
+    record = StepRecord.load(tmp_path, "mlp")
+    assert [r["score"] for r in record.retrained] == [row["auc"] for row in rows[:2]]
+    expected = less.get(best["start"]) or Architecture.from_json(record.trial(record.chosen).candidate)
+    assert model.architecture == expected
+    for row in rows[2:]:
+        with seeded(derive_seed(problem.seed, "finalist", "weights"), "cpu"):
+            alone = Ameir(SCHEMA, less[row["start"]], problem.backbone)
+        seed = derive_seed(problem.seed, "finalist", 0)
+        assert fit(alone, problem.train, problem.valid, problem.training, seed=seed).best["auc"] == row["auc"]
+
+
+def test_what_a_found_model_does_not_have_is_not_taken_away(tmp_path):
+    problem = problem_of(SCHEMA, "C", tmp_path)
+    blocks, bare, mlp = (Block("conv_1", "relu"),) * 2, (Block("zero"),) * 2, (MLPLayer(8, "relu"),)
+    pairs = (("brand", "user"),)
+    assert list(ablations(problem, Architecture(bare, pairs, mlp))) == ["without interactions"]
+    assert list(ablations(problem, Architecture(blocks, (), mlp))) == ["without blocks"]
+    assert ablations(problem, Architecture(bare, (), mlp)) == {}
 
 
 def test_new_weights_depend_on_the_seed_alone(tmp_path):

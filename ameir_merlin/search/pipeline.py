@@ -25,7 +25,7 @@ from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.record import StepRecord
 from ameir_merlin.search.settings import SearchSettings
 from ameir_merlin.seeds import derive as derive_seed
-from ameir_merlin.space import SPACES, Architecture, Choices, Interaction
+from ameir_merlin.space import SPACES, ZERO, Architecture, Block, Choices, Interaction
 from ameir_merlin.train.evaluate import main_metric
 from ameir_merlin.train.loop import FitResult, fit, seeded
 from ameir_merlin.train.settings import TrainSettings
@@ -154,16 +154,21 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
     """Retrain each finalist; the best by validation, its result, and a row of each retraining.
 
     Section 2.3, "Derivation": the derived model keeps the one-shot weights as its initialisation. The other choices are
-    those of `SearchSettings.starts`.
+    those of `SearchSettings.starts` and `SearchSettings.ablations`.
     """
     metric = main_metric(problem.schema)
     settings = replace(problem.training, objective=problem.objective)
     starts = ("one-shot", "new") if problem.settings.starts == "both" else (problem.settings.starts,)
     finalists = load_finalists(problem.folder / FINALISTS, problem)
-    best: tuple[Ameir, FitResult] | None = None
-    rows: list[dict[str, Any]] = []
+    cases: list[tuple[int, str, Ameir]] = []
     for place, start in itertools.product(range(len(finalists)), starts):
         model = finalists[place] if start == "one-shot" else _anew(problem, finalists[place].architecture)
+        cases.append((place, start, model))
+    if problem.settings.ablations:
+        cases += [(0, name, _anew(problem, a)) for name, a in ablations(problem, finalists[0].architecture).items()]
+    best: tuple[Ameir, FitResult] | None = None
+    rows: list[dict[str, Any]] = []
+    for place, start, model in cases:
         result = fit(
             model,
             problem.train,
@@ -172,8 +177,8 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
             seed=derive_seed(problem.seed, "finalist", place),
             device=problem.device,
             progress=problem.progress,
-            name=f"finalist {place + 1} of {len(finalists)}, {start} weights",
-            resume=problem.folder / "checkpoints" / f"finalist_{place}_{start}.pt",
+            name=f"finalist {place + 1} of {len(finalists)}, {start}{' weights' if start in starts else ''}",
+            resume=problem.folder / "checkpoints" / f"finalist_{place}_{start.replace(' ', '_')}.pt",
             ranks=problem.ranks,
         )
         epochs = len(result.history) - 1
@@ -182,8 +187,23 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
             best = (model, result)
     assert best is not None
     if problem.ranks.first:
-        _note_choice(problem, [max(r[metric] for r in rows if r["finalist"] == n) for n in range(len(finalists))])
+        own = [row for row in rows if row["start"] in starts]
+        _note_choice(problem, [max(r[metric] for r in own if r["finalist"] == n) for n in range(len(finalists))])
     return *best, rows
+
+
+def ablations(problem: Problem, found: Architecture) -> dict[str, Architecture]:
+    """`found` with the pre-defined MLP and less in front of it, by what is missing; what it lacks is skipped."""
+    bare = (Block(ZERO),) * len(found.blocks)
+    mlp = predefined_mlp(problem)
+    cases = {}
+    if found.blocks != bare:
+        cases["without blocks"] = Architecture(bare, found.interactions, mlp)
+    if found.interactions:
+        cases["without interactions"] = Architecture(found.blocks, (), mlp)
+    if len(cases) == 2:
+        cases["the backbone alone"] = Architecture(bare, (), mlp)
+    return cases
 
 
 def _anew(problem: Problem, architecture: Architecture) -> Ameir:
