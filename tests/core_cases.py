@@ -11,10 +11,11 @@ import torch
 from model_cases import SCHEMAS, random_batch
 from torch import Tensor
 
-from ameir_merlin.batch import Batch
+from ameir_merlin.batch import Batch, Output
 from ameir_merlin.models.settings import BackboneSettings
+from ameir_merlin.models.supernet import Supernet
 from ameir_merlin.schema import FeatureSchema
-from ameir_merlin.space import SPACES, Choices, SearchSpace
+from ameir_merlin.space import SPACES, Choices, MLPLayer, SearchSpace
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
 
@@ -28,6 +29,7 @@ def shorter(schema: FeatureSchema) -> FeatureSchema:
 
 CLICKS = {name: shorter(schema) for name, schema in SCHEMAS["click"].items()}
 RETRIEVALS = {name: shorter(schema) for name, schema in SCHEMAS["retrieval"].items()}
+MLP = (MLPLayer(11), MLPLayer(6))
 SCHEMA, FIELDS, ITEMS = CLICKS["full"], CLICKS["fields"], RETRIEVALS["items"]
 
 
@@ -107,3 +109,19 @@ def torch_seed(seed: int) -> Iterator[None]:
 def largest(difference: Tensor) -> float:
     """The largest absolute value."""
     return float(difference.detach().abs().max())
+
+
+def supernet_of(schema: FeatureSchema, choices: Choices, seed: int = 0, **changes: object) -> Supernet:
+    """A one-shot model in float64 with random weights everywhere."""
+    with torch_seed(seed):
+        net = Supernet(schema, choices, settings(**changes)).double()
+    return disturb(net, seed)
+
+
+def close(one: Output, other: Output) -> None:
+    """Both have the same parts, and they agree to 1e-9."""
+    for name in ("logits", "query", "items"):
+        a, b = getattr(one, name), getattr(other, name)
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
