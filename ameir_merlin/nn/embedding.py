@@ -18,11 +18,8 @@ class FieldEmbeddings(nn.Module):
     is never trained. Fields that name the same table share it: a history field and its target item's field.
 
     Initialised uniformly from [-init, init]; 0.05 in Appendix D.1. by_row: whether gradients are sparse, with the rows
-    that a batch has alone; `train.optimizer.adam` sets it. sharded: whether each process has its own rows alone
-    (`nn.sharded`).
+    that a batch has alone; `train.optimizer.adam` sets it.
     """
-
-    sharded = False
 
     def __init__(self, schema: FeatureSchema, dim: int, init: float = 0.05) -> None:
         super().__init__()

@@ -33,8 +33,6 @@ class ShardedEmbeddings(FieldEmbeddings):
     rows of the batch alone. `UserError` where TorchRec is missing.
     """
 
-    sharded = True
-
     def __init__(self, whole: FieldEmbeddings, ranks: Ranks, l2: float = 0.0) -> None:
         nn.Module.__init__(self)
         self.schema, self.dim, self.by_row, self.offsets = whole.schema, whole.dim, False, whole.offsets
