@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from core_cases import SCHEMA, disturb, settings, space_of
@@ -92,6 +93,8 @@ def compare(net: torch.nn.Module, model: Callable, batches: list[Batch], ranks: 
     losses, expected = trained(net, model, batches, ranks), trained(alone, model, batches, ONE)
     found = {"losses": max(abs(a - b) for a, b in zip(losses, expected)), "gradients": apart(net.first, alone.first)}
     assert all(not m.weight[:, m.dim :].any() for m in parts)
+    with pytest.raises(UserError, match="unshard the model first"):
+        model(net.eval())(batches[0])
     unshard(net, ranks)
     assert not any(isinstance(m, ShardedEmbeddings) for m in tables(net))
     found["tables"] = apart(*([m.weight for m in tables(n)] for n in (net, alone)))

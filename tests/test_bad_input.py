@@ -239,6 +239,11 @@ def halved(file: Path) -> None:
     write(file, file.read_bytes()[: file.stat().st_size // 2])
 
 
+def torn(file: Path) -> None:
+    """What is left ends within a section's name; a cut between two lines would leave a whole file."""
+    write(file, file.read_bytes().partition(b"[model]")[0] + b"[mod")
+
+
 def zeroed(file: Path) -> None:
     """Some bytes in the midst of a page are lost: the file's structure is whole."""
     content = bytearray(file.read_bytes())
@@ -259,7 +264,7 @@ PART = r"data/train/part-00000\.parquet: not a whole Parquet file"
         ("data/train/part-00000.parquet", Path.unlink, r"data/train: no Parquet files"),
         ("data/valid/part-00000.parquet", zeroed, r"data/valid/part-00000\.parquet: not a whole Parquet file"),
         ("data/schema.json", halved, r"data/schema\.json: not valid JSON"),
-        ("config.toml", halved, r"out/config\.toml: "),
+        ("config.toml", torn, r"out/config\.toml: not valid TOML"),
         ("environment.json", lambda file: write(file, b"{}"), r"environment\.json: 'data' is missing"),
         ("environment.json", halved, r"environment\.json: not valid JSON"),
         ("stages/prepare.json", lambda file: write(file, b"{}"), r"prepare\.json: 'seconds' is missing"),

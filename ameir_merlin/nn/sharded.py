@@ -47,7 +47,12 @@ class ShardedEmbeddings(FieldEmbeddings):
             self.weight[:, : self.dim] = whole.weight[start : start + len(self.weight)]
 
     def look_up(self, rows: Tensor) -> Tensor:
-        """See `FieldEmbeddings.look_up`. Padding stays here: it is neither asked for nor trained."""
+        """See `FieldEmbeddings.look_up`. Padding stays here: it is neither asked for nor trained.
+
+        `UserError` in evaluation mode: ranks that score batches of their own would wait for each other for ever.
+        """
+        if not self.training:
+            raise UserError("tables that are shared out over processes are for training; unshard the model first")
         flat = rows.flatten()
         real = (flat != PADDING).nonzero().squeeze(1)
         with torch.no_grad():
