@@ -102,6 +102,7 @@ def run(
     out: Out,
     set_: Set = None,
     repeats: Annotated[int, typer.Option(min=1, help="Run with that many seeds, each in RUN/seed-K.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds side by side, each a process, sharing the cores.")] = 1,
     device: Device = "",
     cluster: Cluster = "",
     json_: Json = None,
@@ -116,7 +117,7 @@ def run(
 
     checked = load_config(config, [*(set_ or []), *_on(cluster)])
     if repeats > 1:
-        summary = run_seeds(checked, data, out, repeats, progress=display(), device=device)
+        summary = run_seeds(checked, data, out, repeats, jobs=jobs, progress=display(), device=device)
         _print_repeats(summary, out)
         figures = {
             f"{metric}{suffix}": row[part]

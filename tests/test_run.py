@@ -29,7 +29,7 @@ from ameir_merlin.files import write_text
 from ameir_merlin.run import STAGES, Run, Stage
 from ameir_merlin.run.measure import measured
 from ameir_merlin.run.metrics import planted_recall
-from ameir_merlin.run.runner import spread
+from ameir_merlin.run.seeds import spread
 
 
 class Recorder:
@@ -344,6 +344,33 @@ def test_a_run_from_raw_logs_to_triton(tiny, whole):
         assert piece in text
     page = (folder / "report.html").read_text()
     assert f"{result['splits']['test']['auc']:.4f}" in page
+
+
+def test_seeds_side_by_side_end_as_each_alone(tiny, whole):
+    """Two processes and one prepared data set; what breaks one of them is told with its seed."""
+    result, _ = whole
+    both = [*command(tiny, "both"), "--repeats", "2", "--jobs", "2"]
+    # As many threads as `whole` had: sums in another order end a little differently.
+    threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(both, capture_output=True, text=True, timeout=300, check=False, env=threads)
+    assert done.returncode == 0, done.stderr
+    first, second = tiny / "both" / "seed-3", tiny / "both" / "seed-4"
+    assert outcome(first) == result
+    assert outcome(second)["weights"] != result["weights"]
+    rows = [json.loads((seed / "metrics.json").read_text())["splits"]["test"] for seed in (first, second)]
+    figures = json.loads(done.stdout.splitlines()[-1])["figures"]
+    assert figures["auc"] == pytest.approx((rows[0]["auc"] + rows[1]["auc"]) / 2, abs=1e-12)
+    assert figures["logloss_std"] == pytest.approx(abs(rows[0]["logloss"] - rows[1]["logloss"]) / 2**0.5, abs=1e-12)
+    part = Path("data", "train", "part-00000.parquet")
+    assert (first / part).samefile(second / part)  # prepared once
+    for seed in ("seed-3: ", "seed-4: "):
+        assert f"{seed}train: finished" in done.stderr
+
+    halved(second / "stages" / "evaluate.json")
+    again = subprocess.run(both, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 2
+    assert again.stderr.splitlines()[-1].startswith("error: seed-4: ")
+    assert "evaluate.json: not valid JSON" in again.stderr.splitlines()[-1]
 
 
 # What is there once a part of a run has begun, and the last one ended.

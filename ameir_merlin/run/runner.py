@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import shutil
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,47 +237,3 @@ def _joined(device: str, stages: dict[str, Stage]) -> Ranks:
     if not ranks.first:
         follow(ranks, stages)
     return ranks
-
-
-def run_seeds(
-    config: Config,
-    data: str | Path,
-    folder: str | Path,
-    repeats: int,
-    *,
-    progress: Progress | None = None,
-    device: str = "",
-) -> dict[str, Any]:
-    """`repeats` runs with seeds seed, seed + 1, … in folder/seed-K; their summary, also written to summary.json.
-
-    Returns {"seeds": [...], "runs": [metrics of each], "test": {name: {metric: {"mean", "std"}}}}, with name
-    "found" for the found models and each baseline's own; std is the sample's (0 for one run).
-    """
-    folder = Path(folder)
-    runs, prepared = [], None
-    seeds = [config.seed + k for k in range(repeats)]
-    for seed in seeds:
-        if progress:
-            progress.say(f"seed {seed}")
-        path = folder / f"seed-{seed}"
-        with Run.begin(config.with_seed(seed), data, path, progress=progress, device=device, prepared=prepared) as run:
-            run.finish()
-            runs.append(run.metrics)
-            prepared = run.folder.data
-    tested = {"found": [run["splits"]["test"] for run in runs]}
-    for name in runs[0]["baselines"]:
-        tested[name] = [run["baselines"][name]["test"] for run in runs]
-    summary = {
-        "seeds": seeds,
-        "runs": runs,
-        "test": {
-            name: {metric: spread([row[metric] for row in rows]) for metric in rows[0]} for name, rows in tested.items()
-        },
-    }
-    write_json(folder / "summary.json", summary)
-    return summary
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Mean and sample standard deviation (0 for a single value)."""
-    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
