@@ -336,7 +336,7 @@ def compare(kind: str, given: argparse.Namespace, progress: Progress) -> tuple[s
             made[recbole_name(name)] = theirs(name, rivals[name], site)
     bench = Bench.open(prepared, config, out, behaviours=kind == "items", device="cpu", progress=progress)
     table = Table(f"rivals, {kind}", f"{config.name}, ours and RecBole's", made, facts.metrics, "")
-    found = run(table, bench, list(made), given.repeats, {})
+    found = run(table, bench, list(made), range(1, given.repeats + 1), {})
     rows = {row["row"]: row for row in found}
     text = f"# {config.name}, {given.repeats} seed(s), one thread\n\n"
     text += markdown(kind, rows, names, read_json(HERE / "peers.json"))

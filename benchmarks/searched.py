@@ -17,7 +17,7 @@ from ameir_merlin.files import read_json, write_text
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.space import Architecture
 from benchmarks import table1, table2, table3
-from benchmarks.tables import Figures, Table, make, parser, row_file, user_errors
+from benchmarks.tables import Figures, Table, make, parser, row_file, seeds_of, user_errors
 
 PLAIN = {"relu": "ReLU", "swish": "Swish", "identity": "Identity", "gelu": "GeLU", "dice": "Dice", "none": "None"}
 NAMES = PLAIN | {"layer_norm": "LayerNorm", "zero": "Zero", "bi_gru": "Bi-GRU", "gru": "GRU"}
@@ -62,7 +62,7 @@ def main() -> None:
         table = table_of(schema, given.without_behaviours)
         result = make(table, given, last_line=False)
         names = given.models or list(table.rows)
-        rows = [read_json(row_file(given.out, name, s)) for name in names for s in range(1, given.repeats + 1)]
+        rows = [read_json(row_file(given.out, name, s)) for name in names for s in seeds_of(given)]
         text = page(table, rows)
         write_text(given.out / "searched.md", text)
         print(text)

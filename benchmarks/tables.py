@@ -207,15 +207,16 @@ class Table:
     behaviours: bool = True
 
 
-def run(table: Table, bench: Bench, names: Sequence[str], repeats: int, extra: Mapping[str, Figures]) -> list[Figures]:
-    """Every row that is not there yet, with seeds 1 to `repeats`; all rows, summarised, in the table's order.
+def run(
+    table: Table, bench: Bench, names: Sequence[str], seeds: Sequence[int], extra: Mapping[str, Figures]
+) -> list[Figures]:
+    """Every row that is not there yet, with each of `seeds`; all rows, summarised, in the table's order.
 
     extra: row name to figures that were measured elsewhere.
     """
     check_same(bench.folder / "settings.json", fingerprint(bench))
-    total = len(names) * repeats
-    with bench.progress.task(table.title, total) as task:
-        for seed in range(1, repeats + 1):
+    with bench.progress.task(table.title, len(names) * len(seeds)) as task:
+        for seed in seeds:
             for name in names:
                 file = row_file(bench.folder, name, seed)
                 if not file.exists():
@@ -227,7 +228,7 @@ def run(table: Table, bench: Bench, names: Sequence[str], repeats: int, extra: M
                 task.advance()
     rows = []
     for name in names:
-        found = [read_json(row_file(bench.folder, name, seed)) for seed in range(1, repeats + 1)]
+        found = [read_json(row_file(bench.folder, name, seed)) for seed in seeds]
         rows.append(summary(name, found, table.metrics) | extra.get(name, {}))
     return rows
 
@@ -389,7 +390,10 @@ def parser(table: Table, text: str) -> argparse.ArgumentParser:
         "--config", type=Path, metavar="TOML", help="settings; by default those of the run that DATA is of"
     )
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
-    made.add_argument("--repeats", type=int, default=4, metavar="N", help="seeds 1 to N (4, as in the paper)")
+    made.add_argument("--repeats", type=int, default=4, metavar="N", help="so many seeds (4, as in the paper)")
+    made.add_argument(
+        "--first", type=int, default=1, metavar="SEED", help="the first of them; processes with others may share --out"
+    )
     made.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help="of passes and candidates, 0 to 1")
     made.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(table.rows)}; by default all")
     made.add_argument("--out", type=Path, metavar="DIR", help=f"by default runs/{table.name}")
@@ -409,6 +413,11 @@ def default_config(data: Path) -> Path:
     return WORKFLOWS / ("beauty.toml" if schema.label.task == "retrieval" else "movielens.toml")
 
 
+def seeds_of(given: argparse.Namespace) -> range:
+    """The seeds that --first and --repeats name."""
+    return range(given.first, given.first + given.repeats)
+
+
 def make(
     table: Table, given: argparse.Namespace, extra: Mapping[str, Figures] | None = None, *, last_line: bool = True
 ) -> Figures:
@@ -425,7 +434,7 @@ def make(
     bench = Bench.open(
         given.data, config, out, behaviours=table.behaviours, budget=given.budget, progress=display(), **more
     )
-    rows = run(table, bench, names, given.repeats, extra or {})
+    rows = run(table, bench, names, seeds_of(given), extra or {})
     dataset = given.dataset or config.name
     test = significance(rows, table.ours, table.metrics[0])
     figures = figures_of(rows, test, table.metrics[0])

@@ -223,6 +223,19 @@ def test_each_table_is_made_whole_and_the_last_line_is_its_figures(name, prepare
     assert {p: p.stat().st_mtime_ns for p in (out / "rows").iterdir()} == before
 
 
+def test_seeds_may_be_shared_out_over_commands(prepared, tmp_path: Path):
+    """One with the second seed first; then all of them, as if one command had made both."""
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    more = ["--models", "dnn"]
+    make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], shared, *more, "--first", "2"))
+    assert [p.name for p in (shared / "rows").iterdir()] == ["dnn-2.json"]
+    there = (shared / "rows" / "dnn-2.json").read_bytes()
+    both = [make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], out, *more, "--repeats", "2"))
+            for out in (shared, alone)]  # fmt: skip
+    assert (shared / "rows" / "dnn-2.json").read_bytes() == there
+    assert both[0]["rows"][0]["values"] == both[1]["rows"][0]["values"]
+
+
 def test_the_qps_column_comes_from_the_serving_benchmark(tmp_path: Path):
     cells = [
         {"model": "wide-deep", "batch": 1, "concurrency": 1, "requests": 900.0},
