@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -308,44 +309,55 @@ def test_both_starts_are_tried_for_each_finalist_and_the_best_is_taken(tmp_path)
 
 
 def test_a_stage_has_to_earn_its_place(tmp_path):
-    """Trained without blocks, without interactions and without both, each as it is trained by itself."""
-    problem = problem_of(SCHEMA, "C", tmp_path, ablations=True)
+    """Less of it is trained too, each as by itself: what B and A end with from one-shot weights, the rest from new."""
+    problem = problem_of(SCHEMA, "C", tmp_path / "C", ablations=True)
     found = search(problem)
     assert found.interactions
     model, result, rows = train_finalists(problem)
+    names = ("the pre-defined MLP", "without interactions", "without blocks", "the backbone alone")
     assert [(row["finalist"], row["start"]) for row in rows] == [
         (0, "one-shot"),
         (1, "one-shot"),
-        (0, "without blocks"),
-        (0, "without interactions"),
-        (0, "the backbone alone"),
+        *((0, name) for name in names),
     ]
     best = max(rows, key=lambda row: row["auc"])
     assert result.best["auc"] == best["auc"]
     bare, mlp = (Block("zero"),) * len(found.blocks), (MLPLayer(8, "relu"), MLPLayer(4, "relu"))
     less = {
-        "without blocks": Architecture(bare, found.interactions, mlp),
+        "the pre-defined MLP": Architecture(found.blocks, found.interactions, mlp),
         "without interactions": Architecture(found.blocks, (), mlp),
+        "without blocks": Architecture(bare, found.interactions, mlp),
         "the backbone alone": Architecture(bare, (), mlp),
     }
-    record = StepRecord.load(tmp_path, "mlp")
+    record = StepRecord.load(tmp_path / "C", "mlp")
     assert [r["score"] for r in record.retrained] == [row["auc"] for row in rows[:2]]
     expected = less.get(best["start"]) or Architecture.from_json(record.trial(record.chosen).candidate)
     assert model.architecture == expected
-    for row in rows[2:]:
+    by_name = {row["start"]: row["auc"] for row in rows[2:]}
+    for variant, name in (("B", "the pre-defined MLP"), ("A", "without interactions")):
+        shutil.copytree(tmp_path / "C", tmp_path / variant, ignore=shutil.ignore_patterns("finalist*", "simpler*"))
+        alone = problem_of(SCHEMA, variant, tmp_path / variant)
+        assert search(alone) == less[name]
+        _, _, own = train_finalists(alone)
+        assert own[0]["auc"] == by_name[name]
+    for name in names[2:]:
         with seeded(derive_seed(problem.seed, "finalist", "weights"), "cpu"):
-            alone = Ameir(SCHEMA, less[row["start"]], problem.backbone)
+            alone = Ameir(SCHEMA, less[name], problem.backbone)
         seed = derive_seed(problem.seed, "finalist", 0)
-        assert fit(alone, problem.train, problem.valid, problem.training, seed=seed).best["auc"] == row["auc"]
+        assert fit(alone, problem.train, problem.valid, problem.training, seed=seed).best["auc"] == by_name[name]
 
 
-def test_what_a_found_model_does_not_have_is_not_taken_away(tmp_path):
+def test_what_comes_to_the_same_is_trained_once(tmp_path):
     problem = problem_of(SCHEMA, "C", tmp_path)
-    blocks, bare, mlp = (Block("conv_1", "relu"),) * 2, (Block("zero"),) * 2, (MLPLayer(8, "relu"),)
-    pairs = (("brand", "user"),)
-    assert list(ablations(problem, Architecture(bare, pairs, mlp))) == ["without interactions"]
-    assert list(ablations(problem, Architecture(blocks, (), mlp))) == ["without blocks"]
-    assert ablations(problem, Architecture(bare, (), mlp)) == {}
+    blocks, bare, pairs = (Block("conv_1", "relu"),) * 2, (Block("zero"),) * 2, (("brand", "user"),)
+    mlp, given = (MLPLayer(8, "dice"), MLPLayer(4, "relu")), (MLPLayer(8, "relu"), MLPLayer(4, "relu"))
+    both, first, less = "the pre-defined MLP", "without interactions", "without blocks"
+    assert list(ablations(problem, Architecture(blocks, pairs, mlp))) == [both, first, less, "the backbone alone"]
+    assert list(ablations(problem, Architecture(blocks, pairs, given))) == [first, less, "the backbone alone"]
+    assert list(ablations(problem, Architecture(bare, pairs, mlp))) == [both, first]
+    assert list(ablations(problem, Architecture(blocks, (), mlp))) == [both, less]
+    assert list(ablations(problem, Architecture(bare, (), mlp))) == [both]
+    assert ablations(problem, Architecture(bare, (), given)) == {}
 
 
 def test_new_weights_depend_on_the_seed_alone(tmp_path):

@@ -31,6 +31,7 @@ from ameir_merlin.train.loop import FitResult, fit, seeded
 from ameir_merlin.train.settings import TrainSettings
 
 FINALISTS = "finalists.pt"
+SIMPLER = "simpler.pt"
 # What each variant searches, see `SearchSettings`
 STAGES = {
     "A": ("blocks",),
@@ -100,8 +101,9 @@ def search(problem: Problem) -> Architecture:
 
     Says first how large the space is (`SearchSpace.size_line`).
     Leaves in the problem's folder: behaviour.json, interaction.json, mlp.json (those that were run) with every trial,
-    and the finalists with their one-shot weights, which `train_finalists` takes from there. Goes on where it was
-    interrupted: finished passes, cycles and steps are not repeated.
+    and the finalists with their one-shot weights, which `train_finalists` takes from there; with `ablations`, what the
+    variants before this one would have ended with, too. Goes on where it was interrupted: finished passes, cycles and
+    steps are not repeated.
     """
     variant = problem.settings.variant
     problem.progress.say(problem.space.size_line(STAGES[variant]))
@@ -112,22 +114,28 @@ def search(problem: Problem) -> Architecture:
         blocks_top = [Architecture.from_json(record.trial(n).candidate) for n in record.finalists]
     if variant == "A":
         assert source is not None
-        return _finish(problem, [derive(source, a) for a in blocks_top])
+        return _keep(problem, FINALISTS, [derive(source, a) for a in blocks_top])
     blocks = blocks_top[0].blocks if blocks_top else ()
     record, of_interactions = search_interactions(problem)
     interactions = chosen_interactions(record)
+    if variant in ("B", "I") or problem.settings.ablations:
+        both = _assemble(problem, blocks, interactions, source, of_interactions)
+    if problem.settings.ablations:
+        alone = [derive(source, blocks_top[0])] if source is not None else []
+        _keep(problem, SIMPLER, [both, *alone])
     if variant in ("B", "I"):
-        return _finish(problem, [_assemble(problem, blocks, interactions, source, of_interactions)])
+        return _keep(problem, FINALISTS, [both])
     record, one_shot = search_mlp(problem, blocks, interactions, source or of_interactions)
     mlps = [Architecture.from_json(record.trial(n).candidate) for n in record.finalists]
-    return _finish(problem, [derive(one_shot, a) for a in mlps])
+    return _keep(problem, FINALISTS, [derive(one_shot, a) for a in mlps])
 
 
-def _finish(problem: Problem, finalists: list[Ameir]) -> Architecture:
+def _keep(problem: Problem, file: str, models: list[Ameir]) -> Architecture:
+    """Write derived models with their one-shot weights; the first one's architecture."""
     if problem.ranks.first:
-        save_finalists(problem.folder / FINALISTS, finalists)
+        save_finalists(problem.folder / file, models)
     problem.ranks.meet()
-    return finalists[0].architecture
+    return models[0].architecture
 
 
 def _assemble(problem: Problem, blocks, interactions: tuple[Interaction, ...], source, of_interactions) -> Ameir:
@@ -165,7 +173,10 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
         model = finalists[place] if start == "one-shot" else _anew(problem, finalists[place].architecture)
         cases.append((place, start, model))
     if problem.settings.ablations:
-        cases += [(0, name, _anew(problem, a)) for name, a in ablations(problem, finalists[0].architecture).items()]
+        file = problem.folder / SIMPLER
+        kept = {m.architecture: m for m in load_finalists(file, problem)} if file.exists() else {}
+        for name, less in ablations(problem, finalists[0].architecture).items():
+            cases.append((0, name, kept[less] if less in kept else _anew(problem, less)))
     best: tuple[Ameir, FitResult] | None = None
     rows: list[dict[str, Any]] = []
     for place, start, model in cases:
@@ -193,17 +204,22 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
 
 
 def ablations(problem: Problem, found: Architecture) -> dict[str, Architecture]:
-    """`found` with the pre-defined MLP and less in front of it, by what is missing; what it lacks is skipped."""
-    bare = (Block(ZERO),) * len(found.blocks)
-    mlp = predefined_mlp(problem)
-    cases = {}
-    if found.blocks != bare:
-        cases["without blocks"] = Architecture(bare, found.interactions, mlp)
-    if found.interactions:
-        cases["without interactions"] = Architecture(found.blocks, (), mlp)
-    if len(cases) == 2:
-        cases["the backbone alone"] = Architecture(bare, (), mlp)
-    return cases
+    """Less than `found`, each with the pre-defined MLP, by how it differs; what comes to the same is there once.
+
+    The first two are what the variants B and A end with (Section 3.1), and `search` keeps their one-shot weights.
+    """
+    bare, mlp = (Block(ZERO),) * len(found.blocks), predefined_mlp(problem)
+    cases = {
+        "the pre-defined MLP": Architecture(found.blocks, found.interactions, mlp),
+        "without interactions": Architecture(found.blocks, (), mlp),
+        "without blocks": Architecture(bare, found.interactions, mlp),
+        "the backbone alone": Architecture(bare, (), mlp),
+    }
+    others: dict[str, Architecture] = {}
+    for name, less in cases.items():
+        if less not in (found, *others.values()):
+            others[name] = less
+    return others
 
 
 def _anew(problem: Problem, architecture: Architecture) -> Ameir:

@@ -39,9 +39,10 @@ class SearchSettings:
     starts: what weights the finalists are retrained from: "one-shot", theirs in the one-shot model (Section 2.3,
     "Derivation"), or, beyond the paper, "new" ones, or "both", one after the other: one-shot weights are a quick start,
     and not always the one that leads furthest. Validation chooses among all.
-    ablations: whether the first finalist is also trained without its blocks, without its interactions, and without
-    both, each with the pre-defined MLP and from new weights, and validation chooses among these, too: on small data a
-    stage may bring more to the one-shot model than to a model trained to its end. Beyond the paper.
+    ablations: whether less than the first finalist is trained as well, and validation chooses among these, too: the
+    same with the pre-defined MLP (what AMEIR-B ends with) and without interactions either (AMEIR-A), both from their
+    one-shot weights; without blocks, and with neither, from new weights. On small data a stage may bring more to the
+    one-shot model than to a model trained to its end. Beyond the paper.
     paths: how the paths of an update of Steps 1 and 3 are run: "apart", one after the other; "together", see
     `models.together`: fewer and larger operations, for a GPU; "graph", these as a CUDA graph.
     tables, precision: of the one-shot models, see `TrainSettings`.
