@@ -82,12 +82,13 @@ class _Bar:
 
 
 class Lines:
-    """A line when a task has gone on for a while, and one at its end; nothing for tasks that end at once."""
+    """A line when a task has gone on for a while, and one at its end; of many short tasks, one now and then."""
 
     def __init__(
         self, stream: IO[str], interval: float = INTERVAL, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._stream, self._interval, self._clock = stream, interval, clock
+        self._last = clock()  # when the last line of any task was written
 
     @contextlib.contextmanager
     def task(self, name: str, total: int | None = None) -> Iterator[_Line]:
@@ -99,6 +100,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         """See `Progress.say`."""
+        self._last = self._clock()
         print(line, file=self._stream, flush=True)
 
 
@@ -113,7 +115,7 @@ class _Line:
     def advance(self, steps: int = 1, **figures: float) -> None:
         self.done += steps
         self._figures = figures or self._figures
-        if self._lines._clock() - self._last >= self._lines._interval:
+        if self._lines._clock() - min(self._last, self._lines._last) >= self._lines._interval:
             self.tell()
 
     def tell(self) -> None:

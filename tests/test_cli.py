@@ -259,12 +259,19 @@ def test_lines_are_few_and_tell_rate_and_time_left():
         task.advance(2)
     with lines.task("quick", 3) as task:
         task.advance(3)
+    for number in range(5):
+        with lines.task(f"pass {number}", 4) as task:
+            for _ in range(4):
+                clock.now += 1
+                task.advance(1)
     lines.say("done")
     assert stream.getvalue().splitlines() == [
         "training: 40 of 100, 4.0/s, 15 s left, loss 0.5",
         "training: 80 of 100, 4.0/s, 5 s left, loss 0.5",
         "training: 100 of 100, 4.0/s, 25 s, loss 0.5",
         "even: 2 of 2, 0.2/s, 10 s",
+        "pass 2: 2 of 4, 1.0/s, 2 s left",
+        "pass 2: 4 of 4, 1.0/s, 4 s",
         "done",
     ]
 
