@@ -143,8 +143,9 @@ def check(bench: Bench, name: str, grid: Mapping[str, tuple[float, ...]], method
 
 def evaluate(bench: Bench, name: str, values: Mapping[str, float], number: int, resume: Path) -> float:
     """Train model `name` with `values` in the configuration's place; its best validation score, 0 if it diverges."""
-    from ameir_merlin.models import build, model_class
+    from ameir_merlin.models import model_class
     from ameir_merlin.models.ameir import Ameir
+    from ameir_merlin.models.opponents import opponent
     from ameir_merlin.space import Architecture
     from ameir_merlin.train.evaluate import main_metric
     from ameir_merlin.train.loop import fit, seeded
@@ -164,14 +165,15 @@ def evaluate(bench: Bench, name: str, values: Mapping[str, float], number: int, 
             model = Ameir(bench.schema, Architecture.load(bench.run.path / "architecture.json"), backbone)
         else:
             known = {f.name for f in dataclasses.fields(model_class(name).configuration)}
-            dropout = backbone.mlp_dropout if bench.schema.label.task == "click" else backbone.block_dropout
-            # What is not tuned stays as the configuration has it for this model.
-            options: dict[str, Any] = {"dim": backbone.embedding_dim, **config.baselines.options.get(name, {})}
+            tuned: dict[str, Any] = {}
             if any(key.endswith("dropout") for key in values):
-                options["dropout"] = dropout
+                clicks = bench.schema.label.task == "click"
+                tuned["dropout"] = backbone.mlp_dropout if clicks else backbone.block_dropout
             if "model.embedding_dim" in values:
-                options["dim"] = backbone.embedding_dim
-            model = build(name, bench.schema, {key: value for key, value in options.items() if key in known})
+                tuned["dim"] = backbone.embedding_dim
+            # What is not tuned stays as the configuration has it for this model.
+            options = {**config.baselines.options.get(name, {}), **{k: v for k, v in tuned.items() if k in known}}
+            model = opponent(name, bench.schema, backbone, config.search.hidden, options)
     if name != FOUND:
         own = {k: v for k, v in config.baselines.train.get(name, {}).items() if f"train.{k}" not in values}
         settings = dataclasses.replace(settings, objective="", **own)

@@ -42,6 +42,7 @@ from ameir_merlin.environment import environment
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import is_complete, read_json, write_json, write_text
 from ameir_merlin.models import model_class
+from ameir_merlin.models.opponents import sizes
 from ameir_merlin.progress import Progress, Task
 from benchmarks.result import json_option, tell
 from benchmarks.rivals_setup import RECBOLE, REQUIREMENTS, call, recbole_files, recbole_python
@@ -193,12 +194,8 @@ def theirs(name: str, rival: Rival, site: Site) -> Row:
 def recbole_settings(name: str, rival: Rival, bench: Bench, own_sizes: bool) -> dict[str, Any]:
     """What RecBole is told about the model: embedding, batch and learning rate, and our sizes unless `own_sizes`."""
     config, kind = bench.config, model_class(name).configuration
-    known = {f.name for f in dataclasses.fields(kind)}
-    wanted: dict[str, Any] = {"dim": config.model.embedding_dim}
-    if bench.schema.label.task == "click":
-        wanted |= {"hidden": config.search.hidden, "dropout": config.model.mlp_dropout}
-    wanted |= config.baselines.options.get(name, {})
-    ours = kind(**{key: value for key, value in wanted.items() if key in known})
+    own = config.baselines.options.get(name, {})
+    ours = kind(**sizes(name, bench.schema, config.model, config.search.hidden, own))
     told = {
         "embedding_size": config.model.embedding_dim,
         "train_batch_size": rival.batch,

@@ -29,7 +29,8 @@ from ameir_merlin.display import display
 from ameir_merlin.environment import environment
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import read_json, write_json, write_text
-from ameir_merlin.models import MODELS, build, model_class
+from ameir_merlin.models import MODELS
+from ameir_merlin.models.opponents import opponent
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.run.measure import measured
 from ameir_merlin.schema import FeatureSchema
@@ -156,18 +157,13 @@ def trained(bench: Bench, model: nn.Module, name: str, seed: int, **changes: Any
 
 
 def baseline(name: str, **more: Any) -> Row:
-    """Row of model `name`: the configuration's embedding size, hidden layers and dropout where the model has them."""
+    """Row of model `name`, with the configuration's sizes (`opponent`)."""
 
     def row(bench: Bench, seed: int) -> Figures:
         config = bench.config
-        known = {f.name for f in dataclasses.fields(model_class(name).configuration)}
-        options: dict[str, Any] = {"dim": config.model.embedding_dim}
-        if bench.schema.label.task == "click":
-            options |= {"hidden": config.search.hidden, "dropout": config.model.mlp_dropout}
-        options |= config.baselines.options.get(name, {})
-        options = {key: value for key, value in options.items() if key in known} | more
+        options = {**config.baselines.options.get(name, {}), **more}
         with seeded(derive(seed, "model", name), bench.device):
-            model = build(name, bench.schema, options)
+            model = opponent(name, bench.schema, config.model, config.search.hidden, options)
         return trained(bench, model, name, seed, **config.baselines.train.get(name, {}))
 
     return row

@@ -190,17 +190,14 @@ def baseline(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def _trained_baseline(bench: Bench, name: str) -> nn.Module:
-    from ameir_merlin.models import build, model_class
+    from ameir_merlin.models.opponents import opponent
     from ameir_merlin.seeds import derive
     from ameir_merlin.train.loop import fit, seeded
 
     config, device = bench.run.config, bench.torch_device
-    options = dict(config.baselines.options.get(name, {}))
-    kind: Any = model_class(name)
-    if any(f.name == "dim" for f in dataclasses.fields(kind.configuration)):
-        options.setdefault("dim", config.model.embedding_dim)
+    options = config.baselines.options.get(name, {})
     with seeded(derive(config.seed, "baseline", name), device):
-        model: Any = build(name, bench.schema, options).to(device)
+        model = opponent(name, bench.schema, config.model, config.search.hidden, options).to(device)
     fit(
         model,
         bench.rows("train"),

@@ -1,0 +1,43 @@
+"""A model to compare with, as a run builds it: as large as what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from ameir_merlin.models import build, model_class
+from ameir_merlin.models.settings import BackboneSettings
+from ameir_merlin.nn.embedding import INIT
+from ameir_merlin.nn.inputs import ClickInputs
+from ameir_merlin.schema import FeatureSchema
+
+
+def sizes(
+    name: str, schema: FeatureSchema, backbone: BackboneSettings, hidden: Sequence[int], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options of model `name`: the run's embedding size and, for clicks, its MLP and dropout, where the model has them.
+
+    Appendix C.3: all models have the embedding size and the hidden layers of the search. hidden: the pre-defined MLP's
+    widths; none leaves the model's own. options: of the experiment file; they replace these.
+    """
+    wanted: dict[str, Any] = {"dim": backbone.embedding_dim}
+    if schema.label.task == "click":
+        wanted |= {"dropout": backbone.mlp_dropout} | ({"hidden": tuple(hidden)} if hidden else {})
+    known = {f.name for f in fields(model_class(name).configuration)}
+    return {key: value for key, value in wanted.items() if key in known} | dict(options)
+
+
+def opponent(
+    name: str, schema: FeatureSchema, backbone: BackboneSettings, hidden: Sequence[int], options: Mapping[str, Any]
+) -> nn.Module:
+    """Model `name` with `sizes` and, for clicks, the run's first embeddings; `UserError` as `build`."""
+    model = build(name, schema, sizes(name, schema, backbone, hidden, options))
+    for module in model.modules():
+        if isinstance(module, ClickInputs):
+            with torch.no_grad():  # uniform in [-INIT, INIT] before
+                module.embeddings.weight.mul_(backbone.embedding_init / INIT)
+    return model
