@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -306,6 +307,15 @@ def test_both_starts_are_tried_for_each_finalist_and_the_best_is_taken(tmp_path)
     alone = problem_of(SCHEMA, "C", tmp_path, starts="one-shot")
     _, _, expected = train_finalists(alone)
     assert [row["auc"] for row in expected] == [row["auc"] for row in rows[::2]]
+
+
+def test_fewer_rows_than_candidates_are_refused(tmp_path):
+    problem = replace(problem_of(SCHEMA, "C", tmp_path), train=rows_of(SCHEMA, 3, 1))
+    with pytest.raises(
+        UserError, match=r"behaviour: an update shares its rows out to \d+ candidates, and there are 3 rows"
+    ):
+        search(problem)
+    assert not list(tmp_path.rglob("behaviour.*"))
 
 
 def test_a_stage_has_to_earn_its_place(tmp_path):

@@ -14,7 +14,7 @@ class BackboneSettings:
     embedding_init: tables start uniform in [-embedding_init, embedding_init]; 0.05 in Appendix D.1. A product of r
         embeddings starts at that to the power r, so interactions of high order are learned late from a small one.
     block_dropout, mlp_dropout: dropout in building blocks and hidden layers, searched in {0, ..., 0.5}.
-    shortcut: "se" (Eqn. 5), "fm" (the plain sum over [e^b, p^b]; AMEIR-I and Table 5) or "none".
+    shortcut: "se" (Eqn. 5), "fm" (the plain sum over [e^b, p^b]; Table 5's "MLP + FM") or "none".
     scaled, positions, final_norm, input_dropout: beyond the paper; see `nn.behaviour.BehaviourNet`.
     readout: "all", Section 2.1's sum, last state and attention; beyond the paper one of them alone: "attention" of the
         target, as DIN reads behaviours out (on small data the other two let the MLP learn users by heart), "last", as

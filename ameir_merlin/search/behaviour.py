@@ -19,7 +19,7 @@ STEP = "behaviour"
 
 
 def predefined_mlp(problem: Problem) -> tuple[MLPLayer, ...]:
-    """The pre-defined MLP of Steps 1 and 2, e.g. [200, 80] with ReLU."""
+    """The pre-defined MLP of Step 1, e.g. [200, 80] with ReLU."""
     return tuple(MLPLayer(width, problem.settings.hidden_activation) for width in problem.settings.hidden)
 
 

@@ -147,9 +147,12 @@ def train_one_shot(
 
     score: called after each pass; its value (validation) goes into the history. beside: what `update` or `score` train
     along with it. after: called when a step's gradients have been used and are still there. ranks: who shares the rows
-    of each batch.
+    of each batch. `UserError` for fewer rows than candidates, which no update could be made of.
     """
-    rows = max(settings.batch_size, update(supernet, random.Random(0)).round)
+    least = update(supernet, random.Random(0)).round
+    if train.rows < least:
+        raise UserError(f"{name}: an update shares its rows out to {least} candidates, and there are {train.rows} rows")
+    rows = max(settings.batch_size, least)
     steps = math.ceil(train.rows / rows)
     loss_of: Objective = OBJECTIVES[objective]()
     supernet.to(device)

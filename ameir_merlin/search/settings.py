@@ -12,12 +12,13 @@ class SearchSettings:
 
     But for the learning rate: 1e-5 there (Section 3.1), on five million rows; fewer rows need larger steps.
 
-    variant: what is searched: "A" behaviours only, "B" and interactions, "C" and the MLP; "I" interactions alone, in a
-    DeepFM-like backbone (`shortcut = "fm"`).
-    blocks: L_a. interactions: M. mlp_layers: L_c. hidden, hidden_activation: the pre-defined MLP of Steps 1 and 2.
-    interaction_activation: that of Step 2's pre-defined MLP. A ReLU MLP learns interactions by itself from e^b, so that
-    candidates score the more alike the longer it is trained; with the identity, a candidate scores what it adds, and
-    all candidates of a row cost little more than one.
+    variant: what is searched: "A" behaviours only, "B" and interactions, "C" and the MLP; "I" interactions without
+    behaviours: with `shortcut = "fm"` Table 5's "MLP + FM", with "se" AMEIR-B of such data. (Table 3's AMEIR-I,
+    interactions in the FM part alone, is made by `benchmarks.table3`.)
+    blocks: L_a. interactions: M. mlp_layers: L_c. hidden: widths of the pre-defined MLP. hidden_activation: in Step 1
+    and in what is derived with it. interaction_activation: in Step 2, which has no dropout there either. A ReLU MLP
+    learns interactions by itself from e^b, so that candidates score the more alike the longer it is trained; with the
+    identity, a candidate scores what it adds, and all candidates of a row cost little more than one.
     interaction_init: Step 2's embeddings start uniform in [-interaction_init, interaction_init]. A product of r
     embeddings starts at that to the power r: from Appendix D.1's 0.05, one of three fields is not learned within the
     updates that small data allow.
