@@ -1,15 +1,14 @@
-"""Models to compare with are as large as what they are compared with (Appendix C.3), and start as it does."""
+"""Models to compare with are as large as what they are compared with (Appendix C.3)."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 
 import pytest
-import torch
 from core_cases import ITEMS, SCHEMA
 
 from ameir_merlin.errors import UserError
-from ameir_merlin.models import MODELS, build, model_class
+from ameir_merlin.models import MODELS, model_class
 from ameir_merlin.models.opponents import opponent, sizes
 from ameir_merlin.models.settings import BackboneSettings
 
@@ -19,19 +18,13 @@ RETRIEVAL = [name for name in MODELS if model_class(name).task == "retrieval"]
 
 
 @pytest.mark.parametrize("name", CLICK)
-def test_a_click_model_has_the_run_s_sizes_and_first_embeddings(name):
+def test_a_click_model_has_the_run_s_sizes(name):
     known = {f.name for f in fields(model_class(name).configuration)}
-    torch.manual_seed(1)
     model = opponent(name, SCHEMA, BACKBONE, (12, 7), {})
     for option, value in {"dim": 8, "hidden": (12, 7), "dropout": 0.25}.items():
         assert option not in known or getattr(model.config, option) == value
     assert "dim" in known
-    torch.manual_seed(1)
-    plain = build(name, SCHEMA, sizes(name, SCHEMA, BACKBONE, (12, 7), {}))
-    assert plain.inputs.embeddings.weight.abs().max() <= 0.05
-    scaled = dict(model.named_parameters())
-    for key, value in plain.named_parameters():
-        torch.testing.assert_close(scaled[key], value * (4 if key == "inputs.embeddings.weight" else 1))
+    assert 0.04 < model.inputs.embeddings.weight.abs().max() <= 0.05  # Appendix D.1, not the run's own
 
 
 @pytest.mark.parametrize("name", RETRIEVAL)

@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-import torch
 from torch import nn
 
 from ameir_merlin.models import build, model_class
 from ameir_merlin.models.settings import BackboneSettings
-from ameir_merlin.nn.embedding import INIT
-from ameir_merlin.nn.inputs import ClickInputs
 from ameir_merlin.schema import FeatureSchema
 
 
@@ -34,10 +31,9 @@ def sizes(
 def opponent(
     name: str, schema: FeatureSchema, backbone: BackboneSettings, hidden: Sequence[int], options: Mapping[str, Any]
 ) -> nn.Module:
-    """Model `name` with `sizes` and, for clicks, the run's first embeddings; `UserError` as `build`."""
-    model = build(name, schema, sizes(name, schema, backbone, hidden, options))
-    for module in model.modules():
-        if isinstance(module, ClickInputs):
-            with torch.no_grad():  # uniform in [-INIT, INIT] before
-                module.embeddings.weight.mul_(backbone.embedding_init / INIT)
-    return model
+    """Model `name` with `sizes`; `UserError` as `build`.
+
+    Its embeddings begin in [-0.05, 0.05] (Appendix D.1) whatever `embedding_init` is: a larger one is for products of
+    many fields, and does DNN and DIN harm (`PERFORMANCE.md`).
+    """
+    return build(name, schema, sizes(name, schema, backbone, hidden, options))

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from ameir_merlin.batch import Batch
 from ameir_merlin.schema import PADDING, FeatureSchema, Field
 
-INIT = 0.05  # Appendix D.1
-
 
 class FieldEmbeddings(nn.Module):
     """All embedding tables of a schema, K columns wide, in one matrix E in R^{F x K}.
@@ -23,7 +21,7 @@ class FieldEmbeddings(nn.Module):
     that a batch has alone; `train.optimizer.adam` sets it.
     """
 
-    def __init__(self, schema: FeatureSchema, dim: int, init: float = INIT) -> None:
+    def __init__(self, schema: FeatureSchema, dim: int, init: float = 0.05) -> None:
         super().__init__()
         self.schema = schema
         self.dim = dim
