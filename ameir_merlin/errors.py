@@ -1,4 +1,4 @@
-"""The one exception that users are meant to see."""
+"""The exceptions that users are meant to see."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class UserError(ValueError):
     The message is one line that says what was given, where, and what was expected. The command line prints it
     without a traceback and exits with code 2; nothing is left half-written.
     """
+
+
+class Diverged(UserError, FloatingPointError):
+    """A loss is no longer finite; the message names the setting to change."""

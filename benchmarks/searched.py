@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 
 from ameir_merlin.files import read_json, write_text
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.space import Architecture
 from benchmarks import table1, table2, table3
+from benchmarks.result import tell
 from benchmarks.tables import Figures, Table, make, parser, row_file, seeds_of, user_errors
 
 PLAIN = {"relu": "ReLU", "swish": "Swish", "identity": "Identity", "gelu": "GeLU", "dice": "Dice", "none": "None"}
@@ -66,7 +66,7 @@ def main() -> None:
         text = page(table, rows)
         write_text(given.out / "searched.md", text)
         print(text)
-        print(json.dumps({"command": "benchmarks.searched", "figures": result["figures"]}), flush=True)
+        tell("searched", result["figures"], given.json, rows=rows)
 
 
 def _parser() -> argparse.ArgumentParser:

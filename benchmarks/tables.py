@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shutil
 import statistics
 import sys
 import time
@@ -34,7 +35,7 @@ from ameir_merlin.models.opponents import opponent
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.run.measure import measured
 from ameir_merlin.schema import FeatureSchema
-from ameir_merlin.search.pipeline import make_problem, search, train_finalists
+from ameir_merlin.search.pipeline import RETRAINING, make_problem, search, train_finalists
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.seeds import derive
 from ameir_merlin.train.evaluate import evaluate
@@ -176,8 +177,7 @@ def ameir(variant: str) -> Row:
         problem = bench.problem(seed, "ameir", variant)
         with measured() as cost:
             search(problem)
-        for stale in (problem.folder / "checkpoints").glob("finalist_*.pt"):
-            stale.unlink()  # of another variant
+        shutil.rmtree(problem.folder / RETRAINING, ignore_errors=True)  # of another variant
         model, result, _ = train_finalists(problem)
         figures = {**bench.measure(model, result), "search_seconds": cost.seconds}
         return figures | {"architecture": model.architecture.to_json()}
@@ -388,7 +388,11 @@ def parser(table: Table, text: str) -> argparse.ArgumentParser:
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
     made.add_argument("--repeats", type=int, default=4, metavar="N", help="so many seeds (4, as in the paper)")
     made.add_argument(
-        "--first", type=int, default=1, metavar="SEED", help="the first of them; processes with others may share --out"
+        "--first",
+        type=int,
+        default=1,
+        metavar="SEED",
+        help="the first of them; commands with others may share --out",
     )
     made.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help="of passes and candidates, 0 to 1")
     made.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(table.rows)}; by default all")
@@ -422,8 +426,8 @@ def make(
     for name in names:
         if name not in table.rows:
             raise UserError(f"--models: no row '{name}'; the rows are {', '.join(table.rows)}")
-    if given.repeats < 1 or not 0 < given.budget <= 1:
-        raise UserError("--repeats must be at least 1, and --budget above 0 and at most 1")
+    if given.repeats < 1 or given.first < 0 or not 0 < given.budget <= 1:
+        raise UserError("--repeats must be at least 1, --first at least 0, and --budget above 0 and at most 1")
     config = load_config(given.config or default_config(given.data), given.set, definition=False)
     out = given.out = given.out or Path("runs") / table.name
     more = {"device": given.device} if given.device else {}

@@ -366,6 +366,12 @@ def test_seeds_side_by_side_end_as_each_alone(tiny, whole):
     for seed in ("seed-3: ", "seed-4: "):
         assert f"{seed}train: finished" in done.stderr
 
+    with Run.resume(first) as run:  # trained anew means from the start
+        assert list((first / "search" / "retraining").iterdir())
+        run.again("train")
+    assert not (first / "search" / "retraining").exists()
+    assert (first / "search" / "finalists.pt").is_file()
+
     halved(second / "stages" / "evaluate.json")
     again = subprocess.run(both, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 2

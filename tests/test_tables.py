@@ -125,17 +125,17 @@ def test_finished_rows_are_not_made_again_and_other_settings_are_refused(tmp_pat
     table = Table("t", "T", {"a": row("a"), "b": row("b")}, ("auc", "logloss"), "a")
     stop, settings = [("b", 2)], [1]
     with pytest.raises(Killed):
-        run(table, FakeBench(tmp_path), ["a", "b"], 2, {})
+        run(table, FakeBench(tmp_path), ["a", "b"], range(1, 3), {})
     assert made == [("a", 1), ("b", 1), ("a", 2)]
     stop[0] = None
-    rows = run(table, FakeBench(tmp_path), ["a", "b"], 2, {"b": {"qps": 9.0}})
+    rows = run(table, FakeBench(tmp_path), ["a", "b"], range(1, 3), {"b": {"qps": 9.0}})
     assert made == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert [r["row"] for r in rows] == ["a", "b"]
     assert rows[0]["values"]["auc"] == [0.1, 0.2]
     assert rows[1]["qps"] == 9.0
     settings[0] = 2
     with pytest.raises(UserError, match="made with another train; choose a new --out"):
-        run(table, FakeBench(tmp_path), ["a"], 1, {})
+        run(table, FakeBench(tmp_path), ["a"], range(1, 2), {})
 
 
 # ------------------------------------------------------------------ commands on a tiny data set

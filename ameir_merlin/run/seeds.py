@@ -6,7 +6,8 @@ import os
 import statistics
 import subprocess
 import sys
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+import threading
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from ameir_merlin.config import Config
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import write_json
 from ameir_merlin.progress import Progress, Silent
+from ameir_merlin.ranks import launched
 from ameir_merlin.run.folder import CONFIG
 from ameir_merlin.run.runner import Run
+from ameir_merlin.run.stages import STAGES
 
 
 def run_seeds(
@@ -48,7 +51,7 @@ def run_seeds(
             runs.append(run.metrics)
             prepared = run.folder.data
     tested = {"found": [run["splits"]["test"] for run in runs]}
-    for name in runs[0]["baselines"]:
+    for name in config.baselines.models:
         tested[name] = [run["baselines"][name]["test"] for run in runs]
     summary = {
         "seeds": seeds,
@@ -84,15 +87,19 @@ def _side_by_side(
     config: Config, data: str | Path, folder: Path, seeds: list[int], jobs: int, progress: Progress, device: str
 ) -> None:
     """Finish every seed's run, `jobs` at a time. The first that fails ends the others, which go on another time."""
+    if launched():
+        raise UserError("--jobs: starts processes of its own, expected no torchrun around it")
+    for stage in STAGES.values():
+        stage.ready()
     prepared = None
     for seed in seeds:  # here, so that the files are prepared once, and what is wrong with them is told once
         with _begin(config, data, folder, seed, progress, device, prepared) as run:
             if not run.folder.finished("prepare"):
                 run.prepare()
             prepared = run.folder.data
-    started: list[subprocess.Popen[str]] = []
+    children = _Children(max(1, len(os.sched_getaffinity(0)) // jobs))
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(_finish, folder / f"seed-{k}", data, jobs, progress, device, started) for k in seeds]
+        futures = [pool.submit(_finish, folder / f"seed-{k}", data, children, progress, device) for k in seeds]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             for future in futures:
@@ -101,28 +108,50 @@ def _side_by_side(
         finally:
             for future in futures:
                 future.cancel()
-            for process in started:
-                process.terminate()  # nothing to one that has ended
+            children.stop()
 
 
-def _finish(
-    path: Path, data: str | Path, jobs: int, progress: Progress, device: str, started: list[subprocess.Popen[str]]
-) -> None:
-    """Finish the run in `path` in a process of its own, which is put into `started`; `UserError` if that fails."""
+class _Children:
+    """Processes that end together: once they are stopped, none is started any more."""
+
+    def __init__(self, threads: int) -> None:
+        self._environment = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ)
+        self._lock = threading.Lock()
+        self._started: list[subprocess.Popen[str]] = []
+        self._stopped = False
+
+    def start(self, command: list[str]) -> subprocess.Popen[str]:
+        """`ameir-merlin` with these arguments; its progress comes through the pipe `stderr`."""
+        with self._lock:
+            if self._stopped:
+                raise CancelledError
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ameir_merlin.cli", *command],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # an interrupt from the terminal is told once, by `stop`
+            )
+            self._started.append(process)
+            return process
+
+    def stop(self) -> None:
+        """SIGTERM to all that still run."""
+        with self._lock:
+            self._stopped = True
+            for process in self._started:
+                process.terminate()
+
+
+def _finish(path: Path, data: str | Path, children: _Children, progress: Progress, device: str) -> None:
+    """Finish the run in `path` in a process of its own; `UserError` if that fails."""
     command = ["run", str(path / CONFIG), "--data", str(data), "--out", str(path)]
-    command += ["--device", device] if device else []
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ameir_merlin.cli", *command],
-        env=threads | dict(os.environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    started.append(process)
+    process = children.start(command + (["--device", device] if device else []))
     line = ""
     for line in process.stderr or ():
         progress.say(f"{path.name}: {line.rstrip()}")
     if code := process.wait():
-        raise UserError(f"{path.name}: {line.strip().removeprefix('error: ') or f'ended with {code}'}")
+        ended = f"its process was ended by signal {-code}" if code < 0 else f"its process ended with {code}"
+        raise UserError(f"{path.name}: {line[7:].strip() if line.startswith('error: ') else ended}")

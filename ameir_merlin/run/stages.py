@@ -292,7 +292,9 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "prepare": Stage(prepare, ("data", "planted.json")),
     "search": Stage(search, ("search", "architecture.json"), shared=True),
-    "train": Stage(train, ("model.safetensors", "model.json", "schema.json", "training.json"), shared=True),
+    "train": Stage(
+        train, ("model.safetensors", "model.json", "schema.json", "training.json", "search/retraining"), shared=True
+    ),
     "evaluate": Stage(evaluate, ("evaluation.json", "baselines")),
     "export": Stage(export, ("triton",)),
     "check": Stage(check, (), _server),

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from ameir_merlin.batch import Batch, BatchSource, Model
-from ameir_merlin.errors import UserError
+from ameir_merlin.errors import Diverged, UserError
 from ameir_merlin.models.paths import All, InTurns, Paths
 from ameir_merlin.models.supernet import Supernet
 from ameir_merlin.models.together import Graphs, Together
@@ -199,7 +199,7 @@ def train_one_shot(
         ranks.add([running])
         mean = float(running) / steps
         if not math.isfinite(mean):
-            raise FloatingPointError(f"{name}: the loss is {mean}: lower search.learning_rate")
+            raise Diverged(f"{name}: the loss is {mean}: lower search.learning_rate")
         training.history.append({"update": training.updates, "loss": mean, "valid": score(), "seconds": seconds})
         state = {"model": supernet.state_dict(), "optimizer": optimizer.state_dict(), "training": vars(training)}
         if ranks.first:

@@ -32,6 +32,7 @@ from ameir_merlin.train.settings import TrainSettings
 
 FINALISTS = "finalists.pt"
 SIMPLER = "simpler.pt"
+RETRAINING = "retraining"  # where the trainings of the finalists keep their states
 # What each variant searches, see `SearchSettings`
 STAGES = {
     "A": ("blocks",),
@@ -189,7 +190,7 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
             device=problem.device,
             progress=problem.progress,
             name=f"finalist {place + 1} of {len(finalists)}, {start}{' weights' if start in starts else ''}",
-            resume=problem.folder / "checkpoints" / f"finalist_{place}_{start.replace(' ', '_')}.pt",
+            resume=problem.folder / RETRAINING / f"{place}_{start.replace(' ', '_')}.pt",
             ranks=problem.ranks,
         )
         epochs = len(result.history) - 1

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ameir_merlin.batch import BatchSource
+from ameir_merlin.errors import Diverged
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.seeds import derive
@@ -67,7 +68,7 @@ def fit(
     The model as it comes is scored too, as epoch 0: a model that starts from one-shot weights is never made worse.
     resume: file that the state is kept in after each epoch; if it is there, training goes on from it, and ends as an
     uninterrupted run with that seed would have. ranks: who shares each batch; `train` gives all of them the same rows.
-    Raises `FloatingPointError` if the loss is no longer finite.
+    Raises `Diverged` if the loss is no longer finite.
     """
     progress = progress or Silent()
     default: Any = model.default_objective  # torch types what a module holds as tensor or module
@@ -170,5 +171,5 @@ def _epoch(model, train, objective, optimizer, settings, seed, device, task, ran
     ranks.add([total])
     mean = float(total) / max(1, batches)
     if not math.isfinite(mean):
-        raise FloatingPointError(f"the loss is {mean}: lower train.learning_rate or set train.clip")
+        raise Diverged(f"the loss is {mean}: lower train.learning_rate or set train.clip")
     return mean
