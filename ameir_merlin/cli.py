@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shlex
@@ -116,6 +117,8 @@ def run(
     from ameir_merlin.run import Run, run_seeds
 
     checked = load_config(config, [*(set_ or []), *_on(cluster)])
+    if jobs > repeats:
+        raise UserError(f"--jobs {jobs}: there are {repeats} seeds to share out; see --repeats")
     if repeats > 1:
         summary = run_seeds(checked, data, out, repeats, jobs=jobs, progress=display(), device=device)
         _print_repeats(summary, out)
@@ -420,6 +423,9 @@ def _generate(name: str, folder: Path, sizes: dict[str, int], progress: Any) -> 
 
     if name not in GENERATORS:
         raise UserError(f"generate '{name}': unknown; known are {', '.join(GENERATORS)}")
+    known = list(inspect.signature(GENERATORS[name]).parameters)[1:]  # the first is the folder
+    if wrong := [size for size in sizes if size not in known]:
+        raise UserError(f"generate {name}: no size '{wrong[0]}'; the sizes are {', '.join(known)}")
     wanted = {"generator": name, "sizes": sizes}
     note = folder / "generated.json"
     if folder.exists():
@@ -429,10 +435,7 @@ def _generate(name: str, folder: Path, sizes: dict[str, int], progress: Any) -> 
             raise UserError(f"{folder}: exists and holds something else; expected a new or empty folder")
     progress.say(f"generating {name} data in {folder}")
     with atomic_folder(folder) as temporary:
-        try:
-            GENERATORS[name](temporary, **sizes)
-        except TypeError as error:
-            raise UserError(f"generate {name}: {error}") from error
+        GENERATORS[name](temporary, **sizes)
         write_json(temporary / note.name, wanted)
 
 

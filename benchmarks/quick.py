@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ameir_merlin.config import load_config
 from ameir_merlin.display import display
-from ameir_merlin.files import is_complete, read_json, write_json
+from ameir_merlin.files import atomic_folder, is_complete, read_json, write_json
 from benchmarks import table1, table2, table3, table4, table5
 from benchmarks.result import json_option, tell
 from benchmarks.tables import WORKFLOWS, Table, make, parser, user_errors
@@ -50,7 +50,8 @@ def prepared(kind: str, data: Path, out: Path) -> tuple[Path, Path, str]:
         raw = out / "data" / f"raw-{name}"
         name = f"generated {name}"
         if not raw.is_dir():
-            GENERATORS["movielens" if kind == "clicks" else "reviews"](raw)
+            with atomic_folder(raw) as temporary:
+                GENERATORS["movielens" if kind == "clicks" else "beauty"](temporary)
     if not is_complete(folder):
         prepare(load_config(config).dataset(), raw, folder, progress=display())
     return folder, config, name

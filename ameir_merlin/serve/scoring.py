@@ -47,12 +47,6 @@ class Packing:
             mask = (first if first.dim() == 2 else first[:, :, 0]) != PADDING
         return Batch(sparse=sparse, dense=dense, history=history, mask=mask)
 
-    def pack(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The inverse of `unpack`."""
-        fields = (*self.schema.sparse, *self.schema.history_fields)
-        parts = [(batch.sparse | batch.history)[f.name].reshape(batch.size, -1) for f in fields]
-        return torch.cat(parts, 1) if parts else torch.zeros(batch.size, 0, dtype=torch.int64), batch.dense
-
 
 class Scorer(nn.Module):
     """`model` behind the packed arrays.

@@ -27,7 +27,7 @@ class ExportSettings:
 
     name: the ensemble that clients call; its steps are NAME_preprocess, NAME_model and NAME_top_k.
     version: of the ensemble, as Triton reports it; to replace a served model without a pause, export the next one with
-        a higher version (`serve.swap`).
+        another version (`serve.swap`).
     format: backend of the `model` step: "python" (runs everywhere), "torchscript" (Triton's PyTorch backend) or "onnx"
         (Triton's ONNX Runtime backend); the last two need an image that has them, such as NGC's.
     engine: what computes inside the Python backend: "torch" (safetensors weights and the package's own source),
