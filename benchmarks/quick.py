@@ -52,8 +52,9 @@ def prepared(kind: str, data: Path, out: Path) -> tuple[Path, Path, str]:
         if not raw.is_dir():
             with atomic_folder(raw) as temporary:
                 GENERATORS["movielens" if kind == "clicks" else "beauty"](temporary)
+    layout = [] if real or kind == "clicks" else ["data.options.source='reviews'"]  # what the generator writes
     if not is_complete(folder):
-        prepare(load_config(config).dataset(), raw, folder, progress=display())
+        prepare(load_config(config, layout).dataset(), raw, folder, progress=display())
     return folder, config, name
 
 
