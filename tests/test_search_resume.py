@@ -345,7 +345,7 @@ def test_a_stage_has_to_earn_its_place(tmp_path):
     assert model.architecture == expected
     by_name = {row["start"]: row["auc"] for row in rows[2:]}
     for variant, name in (("B", "the pre-defined MLP"), ("A", "without interactions")):
-        shutil.copytree(tmp_path / "C", tmp_path / variant, ignore=shutil.ignore_patterns("finalist*", "simpler*"))
+        shutil.copytree(tmp_path / "C", tmp_path / variant, ignore=shutil.ignore_patterns("retraining"))
         alone = problem_of(SCHEMA, variant, tmp_path / variant)
         assert search(alone) == less[name]
         _, _, own = train_finalists(alone)
