@@ -18,10 +18,11 @@ from typer.core import TyperGroup
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import disk_error
+from ameir_merlin.outcome import last_line, print_repeats, print_run, print_table
 from ameir_merlin.ranks import launched
 
 if TYPE_CHECKING:
-    from ameir_merlin.run import Run
+    pass
 
 SEVERAL = ("run", "search", "train")  # what torchrun may start as several processes
 EXIT_USER, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
@@ -121,19 +122,19 @@ def run(
         raise UserError(f"--jobs {jobs}: there are {repeats} seeds to share out; see --repeats")
     if repeats > 1:
         summary = run_seeds(checked, data, out, repeats, jobs=jobs, progress=display(), device=device)
-        _print_repeats(summary, out)
+        print_repeats(summary, out)
         figures = {
             f"{metric}{suffix}": row[part]
             for metric, row in summary["test"]["found"].items()
             for suffix, part in (("", "mean"), ("_std", "std"))
         }
-        _last_line("run", figures, {"summary": summary}, json_)
+        last_line("run", figures, {"summary": summary}, json_)
         return
     with Run.begin(checked, data, out, progress=display(), device=device) as begun:
         begun.finish()
-        _print_run(begun)
+        print_run(begun)
         metrics = begun.metrics
-    _last_line("run", metrics["splits"]["test"], {"metrics": metrics}, json_)
+    last_line("run", metrics["splits"]["test"], {"metrics": metrics}, json_)
 
 
 @app.command(epilog="Example: ameir-merlin demo --out runs/demo")
@@ -157,7 +158,7 @@ def demo(
     _generate("alimama", raw, {}, progress)
     with Run.begin(checked, raw, out, progress=progress, device=device) as begun:
         begun.finish()
-        _print_run(begun)
+        print_run(begun)
         metrics = begun.metrics
     figures = {
         **{name: metrics["splits"]["test"][name] for name in ("auc", "logloss")},
@@ -168,7 +169,7 @@ def demo(
         "seconds": round(max(time.perf_counter() - start, sum(metrics["seconds"].values())), 1),
         "peak_rss_gb": metrics["peak_rss_gb"],
     }
-    _last_line("demo", figures, {"metrics": metrics}, json_)
+    last_line("demo", figures, {"metrics": metrics}, json_)
 
 
 @app.command(epilog="Example: ameir-merlin prepare workflows/movielens.toml --data ml-100k --out runs/ml")
@@ -203,8 +204,8 @@ def evaluate(run: RunPath, again: Again = False, device: Device = "", json_: Jso
     """Fourth stage: metrics of the found model and of the configured baselines."""
     with _resume(run, "evaluate", again, device) as begun:
         metrics = begun.evaluate()
-        _print_table(metrics)
-    _last_line("evaluate", metrics["splits"]["test"], {"metrics": metrics}, json_)
+        print_table(metrics)
+    last_line("evaluate", metrics["splits"]["test"], {"metrics": metrics}, json_)
 
 
 @app.command(epilog="Example: ameir-merlin export runs/ml --to models/v2 --flavour compiled --set export.version=2")
@@ -247,7 +248,7 @@ def check(run: RunPath, again: Again = False, device: Device = "", json_: Json =
     with _resume(run, "check", again, device) as begun:
         figures = {"triton_max_diff": begun.check()}
     print(f"largest difference between served and offline scores: {figures['triton_max_diff']:.3g}")
-    _last_line("check", figures, {}, json_)
+    last_line("check", figures, {}, json_)
 
 
 @app.command(epilog="Example: ameir-merlin report runs/ml")
@@ -325,8 +326,8 @@ def baseline(
     with Run.begin(checked, data, out, progress=display(), device=device) as begun:
         begun.prepare()
         result = begun.baseline(name)
-    _print_table({"splits": {}, "baselines": {name: result}})
-    _last_line("baseline", result["test"], {"baseline": {name: result}}, json_)
+    print_table({"splits": {}, "baselines": {name: result}})
+    last_line("baseline", result["test"], {"baseline": {name: result}}, json_)
 
 
 @app.command(epilog="Example: ameir-merlin tune din runs/ml --trials 30")
@@ -354,7 +355,7 @@ def tune(
         tuned = begun.tune(name, method=method, trials=trials, grid=chosen)
     print(f"best of {len(tuned.trials)} trials, validation {tuned.score:.4f}; for a configuration or the command line:")
     print("  " + " ".join(f"--set {key}={value:g}" for key, value in tuned.values.items()))
-    _last_line("tune", {"score": tuned.score, **tuned.values}, {"trials": tuned.trials}, json_)
+    last_line("tune", {"score": tuned.score, **tuned.values}, {"trials": tuned.trials}, json_)
 
 
 @app.command(epilog="Example: ameir-merlin generate alimama --out raw --size users=1000 --size seed=3")
@@ -444,60 +445,6 @@ def _demo_config() -> Path:
         if (path := root / "workflows" / "demo.toml").is_file():
             return path
     raise UserError("workflows/demo.toml: not found; run this in a checkout of the project or name it with --config")
-
-
-def _print_run(run: Run) -> None:
-    """What one wants to know at the end of a run."""
-    metrics = run.metrics
-    print(f"\nfound architecture\n{run.architecture.describe()}\n")
-    _print_table(metrics)
-    if "planted_recall" in metrics:
-        print(f"recall of planted interactions  {metrics['planted_recall']:.2f}")
-    print(f"largest difference, Triton against offline  {metrics['triton_max_diff']:.3g}")
-    print(f"report  {run.path / 'report.html'}")
-
-
-def _print_table(metrics: dict[str, Any]) -> None:
-    """Test metrics of the found model beside the baselines'."""
-    rows = {"found": metrics["splits"].get("test", {})} | {k: v["test"] for k, v in metrics["baselines"].items()}
-    rows = {name: row for name, row in rows.items() if row}
-    _table({name: {metric: f"{value:.4f}" for metric, value in row.items()} for name, row in rows.items()})
-
-
-def _print_repeats(summary: dict[str, Any], out: Path) -> None:
-    print(f"\nmean ± standard deviation over seeds {', '.join(map(str, summary['seeds']))}")
-    _table(
-        {
-            name: {metric: f"{value['mean']:.4f} ± {value['std']:.4f}" for metric, value in row.items()}
-            for name, row in summary["test"].items()
-        }
-    )
-    print(f"summary  {out / 'summary.json'}")
-
-
-def _table(rows: dict[str, dict[str, str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("test", box=None, pad_edge=False)
-    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
-    for metric in metrics:
-        table.add_column(metric, justify="right", no_wrap=True)
-    for name, row in rows.items():
-        table.add_row(name, *(row.get(metric, "") for metric in metrics))
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 200)
-
-
-def _last_line(command: str, figures: dict[str, float], rows: dict[str, Any], file: Path | None) -> None:
-    """The figures as one line of JSON, the last of standard output; with everything else in `file`."""
-    line = {"command": command, "figures": figures}
-    if file:
-        from ameir_merlin.environment import environment
-        from ameir_merlin.files import write_json
-
-        write_json(file, {**line, **rows, "environment": environment()})
-    print(json.dumps(line, allow_nan=False), flush=True)
 
 
 def _command_line() -> list[str]:

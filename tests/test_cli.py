@@ -294,9 +294,9 @@ def test_bars_only_on_a_terminal():
 
 
 def test_the_last_line_is_json_numbers(capsys, tmp_path):
-    from ameir_merlin.cli import _last_line
+    from ameir_merlin.outcome import last_line
 
-    _last_line("x", {"auc": 0.5}, {"rows": [1]}, tmp_path / "out.json")
+    last_line("x", {"auc": 0.5}, {"rows": [1]}, tmp_path / "out.json")
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line == {"command": "x", "figures": {"auc": 0.5}}
     written = json.loads((tmp_path / "out.json").read_text())
