@@ -293,11 +293,12 @@ def test_both_stand_side_by_side_and_a_killed_command_goes_on(raw: Path, tmp_pat
 
 
 def test_recboles_own_sizes_are_left_alone():
-    bench = Bench(ITEMS, {}, load_config(WORKFLOWS / "beauty.toml"), Path("."))
+    bench = Bench(ITEMS, {}, load_config(WORKFLOWS / "beauty.toml", rivals.KINDS["items"].settings), Path("."))
     same = rivals.recbole_settings("sasrec", rivals.ITEMS["sasrec"], bench, own_sizes=False)
     assert (same["hidden_size"], same["inner_size"], same["n_heads"]) == (64, 64, 4)
     own = rivals.recbole_settings("sasrec", rivals.ITEMS["sasrec"], bench, own_sizes=True)
     assert set(own) == {"embedding_size", "train_batch_size", "learning_rate"}
+    assert (same["learning_rate"], bench.config.train.learning_rate) == (0.001, 0.002)
 
 
 def test_each_row_is_a_model_of_its_kind_and_sizes_are_of_its_configuration():
