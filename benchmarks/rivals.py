@@ -194,7 +194,7 @@ def theirs(name: str, rival: Rival, site: Site) -> Row:
 
 
 def recbole_settings(name: str, rival: Rival, bench: Bench, own_sizes: bool) -> dict[str, Any]:
-    """What RecBole is told about the model: embedding, batch, its own learning rate, and our sizes unless `own_sizes`."""
+    """What RecBole is told: embedding, batch, its own learning rate, and our model's sizes unless `own_sizes`."""
     config, kind = bench.config, model_class(name).configuration
     own = config.baselines.options.get(name, {})
     ours = kind(**sizes(name, bench.schema, config.model, config.search.hidden, own))

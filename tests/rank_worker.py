@@ -121,7 +121,7 @@ def stepwise(ranks: Ranks) -> dict[str, float]:
     windows, one = doubled(training_batch(ITEMS, 29, 7)), doubled(training_batch(ITEMS, 1, 7))
     retrievals = {
         f"retrieval, {name}": (retrieval, paths(retrieval), name, rows_for(retrieval, 3, ITEMS))
-        for name in ("sampled", "softmax", "bpr", "bpr_max", "gbce")
+        for name in ("sampled", "softmax", "sampled_softmax", "bpr", "bpr_max", "gbce")
     }
     retrievals |= {f"causal, {n}": (causal, paths(causal), n, rows_for(causal, 3, ITEMS)) for n in ("softmax", "gbce")}
     retrievals |= {f"sasrec, {n}": (sasrec, lambda: sasrec, n, windows) for n in ("bpr", "bpr_max", "softmax")}

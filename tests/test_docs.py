@@ -18,6 +18,7 @@ import tiny_run
 import typer.main
 
 from ameir_merlin.cli import app
+from ameir_merlin.config import check_config, tomllib
 from ameir_merlin.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,6 +121,25 @@ def test_targets_modules_and_files_are_there():
         for word in words:
             if re.fullmatch(r"(workflows|docs|docker|benchmarks)/[\w./-]+\.\w+", word):
                 assert (ROOT / word).is_file(), where
+
+
+def test_the_page_of_the_configuration_has_every_key_with_its_default():
+    told: dict[str, dict[str, str]] = {}
+    section = ""
+    for line in (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            section = re.match(r"## `\[(\w+)\]`", line)[1]
+        elif row := re.match(r"\| `(\w+)` \| (.+?) \| ", line):
+            told.setdefault(section, {})[row[1]] = row[2].strip("`")
+    head = {"name": "x", "data": {"workflow": "movielens.py"}}
+    known = check_config(head, "here", folder=ROOT / "workflows", definition=False).to_dict()
+    sections = {name: value for name, value in known.items() if isinstance(value, dict)}
+    assert list(told) == ["", *sections]
+    for name, values in {"": {k: v for k, v in known.items() if k not in sections}, **sections}.items():
+        needed = [key for key, default in told[name].items() if default == "needed"]
+        assert needed == {"": ["name"], "data": ["workflow"]}.get(name, [])
+        shown = {k: tomllib.loads(f"value = {v}")["value"] for k, v in told[name].items() if k not in needed}
+        assert shown == {k: v for k, v in values.items() if k not in needed}, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

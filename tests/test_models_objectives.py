@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from model_cases import RETRIEVAL_SCHEMAS, training_batch
 from scipy.stats import chisquare
 from torch import nn
@@ -23,6 +24,7 @@ from ameir_merlin.train.objectives.masked import MaskedItems, crop
 from ameir_merlin.train.objectives.pairwise import BPR, BPRMax, bpr_max
 from ameir_merlin.train.objectives.questions import ask
 from ameir_merlin.train.objectives.sampled import SampledBinary, draw_negatives
+from ameir_merlin.train.objectives.sampled_softmax import SampledSoftmax, log_chance, log_uniform
 
 ITEMS = RETRIEVAL_SCHEMAS["items"]
 
@@ -197,6 +199,67 @@ def test_linear_cross_entropy_and_its_gradient_equal_torch_s(rows):
         assert_close(linear_cross_entropy(query, items, target), expected)
 
 
+def test_draws_are_log_uniform_and_their_chances_are_those_of_being_among_them():
+    items, draws, times = 6, 5, 20_000
+    drawn = log_uniform(draws * times, items, generator())
+    share = [math.log((k + 2) / (k + 1)) / math.log(items + 1) for k in range(items)]
+    assert sum(share) == pytest.approx(1)
+    counts = torch.bincount(drawn, minlength=items).tolist()
+    assert chisquare(counts, [s * draws * times for s in share]).pvalue > 1e-3
+    among = [sum(k in row for row in drawn.view(times, draws).tolist()) / times for k in range(items)]
+    assert_close(torch.tensor(among), log_chance(items, draws).exp().float(), atol=0.015, rtol=0)
+
+
+def test_sampled_softmax_against_loops():
+    model = build("sasrec", ITEMS).eval()
+    batch = training_batch(ITEMS, rows=6)
+    asked = ask(model, batch, generator(4))
+    count = len(asked.items) - 3
+    drawn = set(log_uniform(8, count, generator(4)).tolist())  # a causal model's questions draw nothing
+    total, questions = 0.0, 0
+    for row_query, row_target in zip(asked.query.tolist(), asked.target.tolist()):
+        for query, target in zip(row_query, row_target):
+            if target == 0:
+                continue
+
+            def score(k, query=query):
+                chance = 1 - (1 - math.log((k + 2) / (k + 1)) / math.log(count + 1)) ** 8
+                return sum(q * e for q, e in zip(query, asked.items[k + 3].tolist())) - math.log(chance)
+
+            among = {target - 3} | drawn
+            total += math.log(sum(math.exp(score(k)) for k in among)) - score(target - 3)
+            questions += 1
+    assert drawn < set(range(count))
+    assert_close(SampledSoftmax(8)(model, batch, generator(4)), torch.tensor(total / questions))
+
+
+class Popularity(Echo):
+    """Scores that are the same whatever was asked: a number an item."""
+
+    def __init__(self):
+        super().__init__()
+        self.items = nn.Parameter(torch.zeros(17, 1))
+
+    def every_position(self, batch):
+        return Output(query=torch.ones(*batch.mask.shape, 1), items=self.items)
+
+
+def test_scores_learned_from_samples_are_those_of_all_items():
+    """Of items whose popularity does not fall as their numbers rise, with draws of four out of 14 items."""
+    shares = torch.tensor([0.02, 0.3, 0.08, 0.1, 0.05, 0.05, 0.02, 0.02, 0.06, 0.02, 0.02, 0.06, 0.15, 0.05])
+    model, draw = Popularity(), generator(1)
+    optimizer = torch.optim.SGD(model.parameters(), 2.0)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
+    for _ in range(1500):
+        ids = torch.multinomial(shares, 64 * 12, replacement=True, generator=draw).view(64, 12) + 3
+        batch = Batch(history={"history_item": F.pad(ids, (5, 0))}, mask=F.pad(ids, (5, 0)) > 0)
+        optimizer.zero_grad()
+        SampledSoftmax(4)(model, batch, draw).backward()
+        optimizer.step()
+        rate.step()
+    assert_close(model.items[3:, 0].softmax(0), shares, atol=0.01, rtol=0.1)
+
+
 def test_bpr_max_against_loops():
     own = torch.tensor([[0.7], [-0.2]])
     scores = torch.tensor([[0.1, 2.0, -1.0], [0.4, 0.3, 0.2]])
@@ -288,7 +351,7 @@ def test_masked_items_against_loops():
     assert_close(objective(model, batch, generator()), torch.tensor(total / count))
 
 
-@pytest.mark.parametrize("name", ["softmax", "bpr", "bpr_max", "gbce"])
+@pytest.mark.parametrize("name", ["softmax", "sampled_softmax", "bpr", "bpr_max", "gbce"])
 def test_a_batch_without_questions_has_a_finite_loss(name):
     model = build("gru4rec", ITEMS)
     loss = OBJECTIVES[name]()(model, window([9]), generator())

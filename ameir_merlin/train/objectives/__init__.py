@@ -19,6 +19,7 @@ from ameir_merlin.train.objectives.gbce import GBCE
 from ameir_merlin.train.objectives.masked import MaskedItems
 from ameir_merlin.train.objectives.pairwise import BPR, BPRMax
 from ameir_merlin.train.objectives.sampled import SampledBinary
+from ameir_merlin.train.objectives.sampled_softmax import SampledSoftmax
 from ameir_merlin.train.objectives.softmax import Softmax
 
 
@@ -35,6 +36,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "click": lambda: click_loss,
     "sampled": SampledBinary,
     "softmax": Softmax,
+    "sampled_softmax": SampledSoftmax,
     "bpr": BPR,
     "bpr_max": BPRMax,
     "masked": MaskedItems,
