@@ -33,7 +33,7 @@ PAPER = {
 
 
 def settings_at(share: float) -> StrategySettings:
-    """Appendix C.4's settings at a share of their trials and candidates."""
+    """Appendix C.4's settings at a share of their trials; one-shot candidates follow the problem's own."""
     full = StrategySettings()
 
     def part(count: int, least: int) -> int:
@@ -42,7 +42,6 @@ def settings_at(share: float) -> StrategySettings:
     return dataclasses.replace(
         full,
         trials=part(full.trials, 4),
-        candidates=part(full.candidates, 20),
         rewards=part(full.rewards, 10),
         drawn=part(full.drawn, 20),
     )

@@ -76,6 +76,12 @@ def test_every_strategy_ends_with_finalists_that_can_be_trained(name, schema, tm
     problem.space.validate(model.architecture)
 
 
+def test_the_one_shot_search_scores_three_times_what_a_step_of_ours_does(tmp_path: Path):
+    problem = problem_in(tmp_path, SCHEMA, epochs_further=0)
+    STRATEGIES["oneshot"](problem, Budget(), replace(TINY, candidates=0))
+    assert len(StepRecord.load(tmp_path, "whole").trials) == 3 * problem.settings.candidates == 60
+
+
 @pytest.mark.parametrize("name", ["oneshot", "enas"])
 def test_weight_sharing_methods_take_the_best_of_the_table_that_their_weights_make(name, tmp_path: Path):
     """With weights that hardly move, the table of one-shot scores is known; all its architectures are evaluated."""

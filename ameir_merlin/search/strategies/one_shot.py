@@ -135,5 +135,6 @@ def search_one_shot(problem: Problem, budget: Budget, settings: StrategySettings
     supernet, ledger = seeded_supernet(problem, choices, "whole"), Ledger(problem)
     history = train_whole(problem, settings, supernet, ledger, update=PathsUpdate)
     seed = derive_seed(problem.seed, "whole", "candidates")
-    candidates = sample(choices, settings.candidates, reference(choices), seed)
+    count = settings.candidates or 3 * problem.settings.candidates
+    candidates = sample(choices, count, reference(choices), seed)
     return choose(problem, supernet, history, candidates, ledger)

@@ -28,7 +28,8 @@ class StrategySettings:
 
     trials: architectures that Random, RL and EA train at most (300). epochs_alone: passes that each is trained for (1).
     epochs: passes of one-shot training; 0 = as many as Steps 1 and 3 of AMEIR have together.
-    candidates: architectures that the one-shot random search scores (6000).
+    candidates: architectures that the one-shot random search scores; 0 = three times what AMEIR's Steps 1 and 3 score each,
+    which is the 6,000 of Appendix C.4 to the 2,000 of Section 3.1.
     rewards: architectures that ENAS's controller learns from after each pass. drawn: those that it proposes at the end.
     """
 
@@ -36,7 +37,7 @@ class StrategySettings:
     trials: int = 300
     epochs_alone: int = 1
     epochs: int = 0
-    candidates: int = 6000
+    candidates: int = 0
     rewards: int = 100
     drawn: int = 500
     evolution: EvolutionSettings = field(default_factory=EvolutionSettings)
