@@ -227,6 +227,8 @@ def export(
         raise UserError(f"--flavour {flavour} needs --to DIR: RUN/triton is compiled")
     if set_ and (to is None or flavour != "compiled"):
         raise UserError(f"--set {set_[0]}: needs --to DIR and the compiled flavour; RUN/triton is as config.toml says")
+    if again and to is not None:
+        raise UserError(f"--again: does RUN/triton anew; --to {to} is written in any case")
     if wrong := [text for text in set_ or [] if not text.strip().startswith("export.")]:
         raise UserError(f"--set {wrong[0]}: expected a key of [export], for example export.version=2")
     if to is not None:
@@ -347,14 +349,15 @@ def tune(
     from ameir_merlin.tune import grid_of
 
     with _resume(run, device=device) as begun:
-        grid = grid_of(FeatureSchema.load(begun.folder.data / "schema.json"))
+        schema = FeatureSchema.load(begun.folder.data / "schema.json")
+        grid = grid_of(schema)
         for key in only or []:
             if key not in grid:
                 raise UserError(f"--only {key}: not in the grid; it has {', '.join(grid)}")
         chosen = {key: values for key, values in grid.items() if not only or key in only}
         tuned = begun.tune(name, method=method, trials=trials, grid=chosen)
     print(f"best of {len(tuned.trials)} trials, validation {tuned.score:.4f}; for a configuration or the command line:")
-    print("  " + " ".join(f"--set {key}={value:g}" for key, value in tuned.values.items()))
+    print("  " + " ".join(f"--set {key}={value:g}" for key, value in tuned.settings(name, schema).items()))
     last_line("tune", {"score": tuned.score, **tuned.values}, {"trials": tuned.trials}, json_)
 
 

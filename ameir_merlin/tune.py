@@ -61,6 +61,16 @@ class Tuned:
     score: float
     trials: list[dict[str, Any]]
 
+    def settings(self, name: str, schema: FeatureSchema) -> dict[str, float]:
+        """The values by the keys that give them to model `name` alone, and not to all that a configuration trains."""
+        if name == FOUND:
+            return self.values
+        parts = {"train": f"baselines.train.{name}", "model": f"baselines.options.{name}"}
+        options = _options(name, self.values, schema)
+        trained = {k.partition(".")[2]: v for k, v in self.values.items() if k.startswith("train.")}
+        named = [("train", trained), ("model", options)]
+        return {f"{parts[part]}.{key}": value for part, values in named for key, value in values.items()}
+
 
 def tune(
     bench: Bench,
@@ -143,7 +153,6 @@ def check(bench: Bench, name: str, grid: Mapping[str, tuple[float, ...]], method
 
 def evaluate(bench: Bench, name: str, values: Mapping[str, float], number: int, resume: Path) -> float:
     """Train model `name` with `values` in the configuration's place; its best validation score, 0 if it diverges."""
-    from ameir_merlin.models import model_class
     from ameir_merlin.models.ameir import Ameir
     from ameir_merlin.models.opponents import opponent
     from ameir_merlin.space import Architecture
@@ -164,15 +173,8 @@ def evaluate(bench: Bench, name: str, values: Mapping[str, float], number: int, 
         if name == FOUND:
             model = Ameir(bench.schema, Architecture.load(bench.run.path / "architecture.json"), backbone)
         else:
-            known = {f.name for f in dataclasses.fields(model_class(name).configuration)}
-            tuned: dict[str, Any] = {}
-            if any(key.endswith("dropout") for key in values):
-                clicks = bench.schema.label.task == "click"
-                tuned["dropout"] = backbone.mlp_dropout if clicks else backbone.block_dropout
-            if "model.embedding_dim" in values:
-                tuned["dim"] = backbone.embedding_dim
             # What is not tuned stays as the configuration has it for this model.
-            options = {**config.baselines.options.get(name, {}), **{k: v for k, v in tuned.items() if k in known}}
+            options = {**config.baselines.options.get(name, {}), **_options(name, values, bench.schema)}
             model = opponent(name, bench.schema, backbone, config.search.hidden, options)
     if name != FOUND:
         own = {k: v for k, v in config.baselines.train.get(name, {}).items() if f"train.{k}" not in values}
@@ -192,3 +194,13 @@ def evaluate(bench: Bench, name: str, values: Mapping[str, float], number: int, 
     except FloatingPointError:
         return 0.0
     return result.best[main_metric(bench.schema)]
+
+
+def _options(name: str, values: Mapping[str, float], schema: FeatureSchema) -> dict[str, float]:
+    """What `values` of `[model]` are to baseline `name`: its embedding size and its dropout, where it has them."""
+    from ameir_merlin.models import model_class
+
+    dropout = "mlp_dropout" if schema.label.task == "click" else "block_dropout"
+    named = {"dim": values.get("model.embedding_dim"), "dropout": values.get(f"model.{dropout}")}
+    known = {f.name for f in dataclasses.fields(model_class(name).configuration)}
+    return {key: value for key, value in named.items() if value is not None and key in known}

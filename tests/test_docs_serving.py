@@ -123,6 +123,8 @@ def test_the_stock_flavour_says_what_its_pickle_can_do(place):
     assert list((place / "models" / "stock").rglob("workflow.pkl"))
     for hole in ("CVE-2025-33214", "CVE-2026-24221", "CVE-2026-24237"):
         assert hole in done.stderr
+    done = run(place, "export", "runs/movielens", "--to", "models/x", "--again")
+    assert (done.returncode, done.stderr.startswith("error: --again: ")) == (2, True)
     done = run(place, "export", "runs/movielens", "--to", "models/x", "--flavour", "pickled")
     assert (done.returncode, "expected one of compiled, merlin" in done.stderr) == (2, True)
 

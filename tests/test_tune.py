@@ -21,7 +21,7 @@ from ameir_merlin.progress import Silent
 from ameir_merlin.run.folder import RunFolder
 from ameir_merlin.run.stages import Bench
 from ameir_merlin.space import Architecture, MLPLayer
-from ameir_merlin.tune import GRIDS, grid_of, tune
+from ameir_merlin.tune import GRIDS, Tuned, grid_of, tune
 
 GRID = {"train.learning_rate": (1e-3, 1e-2, 1e-1), "model.mlp_dropout": (0.0, 0.5)}
 
@@ -143,6 +143,16 @@ def test_a_journal_of_another_tuning_is_refused(bench, monkeypatch):
         tune(bench, "dnn", method="tpe", trials=2, grid=GRID)
 
 
+def test_values_are_told_by_the_keys_of_the_model_alone():
+    values = {"train.l2": 0.1, "model.mlp_dropout": 0.2, "model.block_dropout": 0.3, "model.embedding_dim": 4}
+    tuned = Tuned(values, 1, [])
+    assert tuned.settings("ameir", SCHEMA) == tuned.values
+    named = {"baselines.train.din.l2": 0.1, "baselines.options.din.dim": 4, "baselines.options.din.dropout": 0.2}
+    assert tuned.settings("din", SCHEMA) == named
+    assert tuned.settings("sasrec", ITEMS)["baselines.options.sasrec.dropout"] == 0.3
+    assert tuned.settings("pop", ITEMS) == {"baselines.train.pop.l2": 0.1}
+
+
 def test_the_command_prints_the_settings_and_a_last_line(bench):
     (bench.run.path / "stages").mkdir()
     (bench.run.path / "stages" / "prepare.json").write_text(
@@ -154,7 +164,9 @@ def test_the_command_prints_the_settings_and_a_last_line(bench):
     lines = done.stdout.splitlines()
     last = json.loads(lines[-1])
     assert last["command"] == "tune"
-    assert f"--set train.l2={last['figures']['train.l2']:g}" in done.stdout
+    told = f"baselines.train.dnn.l2={last['figures']['train.l2']:g}"
+    assert f"--set {told}" in done.stdout
+    assert load_config(bench.run.path / "config.toml", [told], definition=False).baselines.train["dnn"]
     wrong = CliRunner().invoke(app, [*command, "--only", "train.clip"])
     assert wrong.exit_code == 2
     assert "--only train.clip: not in the grid" in wrong.output

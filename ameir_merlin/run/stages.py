@@ -290,8 +290,8 @@ class Stage:
 
 # In the order of a run; each needs all before it.
 STAGES: dict[str, Stage] = {
-    "prepare": Stage(prepare, ("data", "planted.json")),
-    "search": Stage(search, ("search", "architecture.json"), shared=True),
+    "prepare": Stage(prepare, ("data", "planted.json", "tune")),
+    "search": Stage(search, ("search", "architecture.json", "tune/ameir.jsonl", "tune/ameir.json"), shared=True),
     "train": Stage(
         train, ("model.safetensors", "model.json", "schema.json", "training.json", "search/retraining"), shared=True
     ),

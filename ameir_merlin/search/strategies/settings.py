@@ -28,8 +28,8 @@ class StrategySettings:
 
     trials: architectures that Random, RL and EA train at most (300). epochs_alone: passes that each is trained for (1).
     epochs: passes of one-shot training; 0 = as many as Steps 1 and 3 of AMEIR have together.
-    candidates: architectures that the one-shot random search scores; 0 = three times what AMEIR's Steps 1 and 3 score each,
-    which is the 6,000 of Appendix C.4 to the 2,000 of Section 3.1.
+    candidates: architectures that the one-shot random search scores; 0 = three times what Steps 1 and 3 of AMEIR score
+    each, as Appendix C.4's 6,000 are to Section 3.1's 2,000.
     rewards: architectures that ENAS's controller learns from after each pass. drawn: those that it proposes at the end.
     """
 
