@@ -193,7 +193,7 @@ def evaluate(bench: Bench, name: str, values: Mapping[str, float], number: int, 
         )
     except FloatingPointError:
         return 0.0
-    return result.best[main_metric(bench.schema)]
+    return result.best[main_metric(bench.schema, settings)]
 
 
 def _options(name: str, values: Mapping[str, float], schema: FeatureSchema) -> dict[str, float]:

@@ -119,7 +119,7 @@ def correlate(given: argparse.Namespace, name: str, folder: Path) -> tuple[dict[
 
 def _trained(problem: Problem, model: Ameir, number: int) -> float:
     """The best validation score of a training; the same seed, so the same order of rows, for both starts."""
-    metric = main_metric(problem.schema)
+    metric = main_metric(problem.schema, problem.training)
     settings = dataclasses.replace(problem.training, objective=problem.objective)
     seed = derive_seed(problem.seed, "alone", number)
     result = fit(model, problem.train, problem.valid, settings, seed=seed, device=problem.device)

@@ -99,6 +99,8 @@ def test_later_override_wins(folder):
         ("baselines.models=['sasrec']", r'"sasrec" is a model for task "retrieval", the data set has "click"'),
         ("baselines.options.dnn.hiden=[3]", r"baselines\.options\.dnn\.hiden: unknown key; did you mean 'hidden'\?"),
         ("baselines.train.din.epochs=0", r"baselines\.train\.din: epochs is 0"),
+        ("train.metric='ndcg5'", r"train\.metric: 'ndcg5' is none of a data set for task 'click'"),
+        ("train.metric='ndgc5'", r"train\.metric: .*did you mean 'ndcg5'\?"),
         ("model.embedding_dim=3", r"model\.embedding_dim: a behaviour has 3 numbers, which 4 attention heads"),
         ("export.top_k=0", r"top_k is 0, expected a whole number of at least 1"),
     ],

@@ -167,6 +167,25 @@ def test_the_best_epoch_s_weights_are_kept():
     assert result.examples == 4 * 70
 
 
+def test_the_best_epoch_is_that_of_the_metric_asked_for():
+    valid, best = data(ITEMS, 2), {}
+    valid.all.negatives = torch.randint(3, 17, (70, 5), generator=torch.Generator().manual_seed(1))
+    for metric in ("", "ndcg10_full", "ndcg5"):
+        asked = replace(SETTINGS, epochs=12, patience=12, metric=metric)
+        model = model_of(ITEMS)
+        result = fit(model, data(ITEMS, 1), valid, asked, seed=5)
+        scores = [row[metric or "ndcg10_full"] for row in result.history]
+        assert result.best_epoch == scores.index(max(scores))
+        assert evaluate(model, valid) == pytest.approx(result.best)
+        best[metric] = result.best_epoch
+    assert best["ndcg5"] != best["ndcg10_full"] == best[""]
+
+
+def test_a_metric_that_the_rows_do_not_have_is_refused():
+    with pytest.raises(UserError, match=r"train.metric: 'ndcg5' cannot be told .*, but hr10_full, ndcg10_full"):
+        fit(model_of(ITEMS), data(ITEMS, 1), data(ITEMS, 2), replace(SETTINGS, metric="ndcg5"))
+
+
 class Worsening(nn.Module):
     """Its validation score is best as it comes: training pushes its one weight the wrong way."""
 

@@ -91,7 +91,7 @@ def further(problem: Problem, record: StepRecord, supernet: Supernet) -> None:
         patience=max(1, problem.settings.epochs_further),
         objective=problem.objective,
     )
-    metric = main_metric(problem.schema)
+    metric = main_metric(problem.schema, problem.training)
     for place, number in enumerate(record.best):
         if problem.settings.epochs_further == 0:
             continue

@@ -69,6 +69,8 @@ def make_problem(
         raise UserError(f"search.variant: '{settings.variant}' needs non-sequential fields; retrieval searches 'A'")
     if settings.variant in ("B", "C", "I") and len(schema.sparse) < 2:
         raise UserError(f"search.variant: '{settings.variant}' needs at least two sparse fields")
+    if training.metric and (training.metric == "auc") != (schema.label.task == "click"):
+        raise UserError(f"train.metric: '{training.metric}' is none of a data set for task '{schema.label.task}'")
     if settings.variant == "A" and schema.behaviour is None:
         raise UserError("search.variant: 'A' searches behaviours, and the schema has none")
     width = len(schema.history_fields) * backbone.embedding_dim
@@ -165,7 +167,7 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
     Section 2.3, "Derivation": the derived model keeps the one-shot weights as its initialisation. The other choices are
     those of `SearchSettings.starts` and `SearchSettings.ablations`.
     """
-    metric = main_metric(problem.schema)
+    metric = main_metric(problem.schema, problem.training)
     settings = replace(problem.training, objective=problem.objective)
     starts = ("one-shot", "new") if problem.settings.starts == "both" else (problem.settings.starts,)
     finalists = load_finalists(problem.folder / FINALISTS, problem)

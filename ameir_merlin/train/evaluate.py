@@ -13,11 +13,12 @@ from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.schema import FIRST_ID, FeatureSchema
 from ameir_merlin.train.metrics import auc, hit_rate, logloss, ndcg, rank
+from ameir_merlin.train.settings import TrainSettings
 
 
-def main_metric(schema: FeatureSchema) -> str:
-    """The metric that models are chosen by: "auc" for clicks, "ndcg10_full" for retrieval; larger is better."""
-    return "auc" if schema.label.task == "click" else "ndcg10_full"
+def main_metric(schema: FeatureSchema, settings: TrainSettings) -> str:
+    """The metric that models are chosen by (`TrainSettings.metric`); larger is better."""
+    return settings.metric or ("auc" if schema.label.task == "click" else "ndcg10_full")
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ameir_merlin.batch import BatchSource
-from ameir_merlin.errors import Diverged
+from ameir_merlin.errors import Diverged, UserError
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.seeds import derive
@@ -76,7 +76,7 @@ def fit(
     if default is None:
         return _count(model.to(device), train, valid, settings, device, progress, name)
     objective = OBJECTIVES[settings.objective or default]()
-    metric = main_metric(schema)
+    metric = main_metric(schema, settings)
     model.to(device)
     checked_tables(settings.tables, schema.label.task, ranks.size, "train.tables")
     optimizer = adam(model, settings.learning_rate, settings.l2, settings.l2_network, settings.tables)
@@ -98,6 +98,8 @@ def fit(
     else:
         ranks.spread(model.state_dict().values())
         start = evaluate(model, valid, batch_size=settings.eval_batch, device=device, ranks=ranks)
+        if metric not in start:
+            raise UserError(f"train.metric: '{metric}' cannot be told of these validation rows, but {', '.join(start)}")
         result = FitResult(best=start, best_epoch=0, history=[{"epoch": 0, **start}])
         best = {k: v.detach().clone() for k, v in model.state_dict().items()}
     done = int(result.history[-1]["epoch"])

@@ -21,6 +21,8 @@ class TrainSettings:
     scored and kept. 0, as in the paper: the weights as they are.
     precision: "bf16" makes products in bfloat16 while training, see `train.precision`; scoring stays in float32.
     clip: largest norm of a gradient; 0 = not clipped. eval_batch: rows a step while scoring.
+    metric: what validation chooses passes and finalists by: "auc" for clicks; for next items "ndcg10_full", among all
+    items, or "ndcg5", among the drawn negatives, which the paper's Table 2 reports. Empty = the first of these.
     """
 
     epochs: int = 20
@@ -35,6 +37,7 @@ class TrainSettings:
     precision: Literal["32", "bf16"] = "32"
     clip: float = 0.0
     eval_batch: int = 4096
+    metric: Literal["", "auc", "ndcg10_full", "ndcg5"] = ""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "batch_size", "eval_batch"):

@@ -70,7 +70,7 @@ def search_autoctr(
                 with seeded(derive(seed, "autoctr", "graph", number), device):
                     model = build("autoctr", schema, {**options, "blocks": graph})
                 result = fit(model, part, valid, short, seed=derive(seed, number), device=device, progress=Silent())
-                seen[graph] = result.history[-1][main_metric(schema)]
+                seen[graph] = result.history[-1][main_metric(schema, short)]
             alive.append((graph, seen[graph]))
             if len(alive) > population:
                 alive.popleft()

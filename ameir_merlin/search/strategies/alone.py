@@ -86,7 +86,7 @@ def trained_alone(problem: Problem, epochs: int) -> Evaluate:
 
     One whose loss is no longer finite scores 0.
     """
-    metric = main_metric(problem.schema)
+    metric = main_metric(problem.schema, problem.training)
     settings = replace(problem.training, epochs=epochs, patience=epochs, objective=problem.objective)
 
     def evaluate(architecture: Architecture, number: int) -> tuple[float, int]:
