@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,20 +214,36 @@ def run(
     check_same(bench.folder / "settings.json", fingerprint(bench))
     with bench.progress.task(table.title, len(names) * len(seeds)) as task:
         for seed in seeds:
-            for name in names:
-                file = row_file(bench.folder, name, seed)
-                if not file.exists():
+            missing = [name for name in names if not row_file(bench.folder, name, seed).exists()]
+            task.advance(len(names) - len(missing))
+            with alone(bench.folder, seed) if missing else contextlib.nullcontext():
+                for name in missing:
                     bench.progress.say(f"{table.name}: {name}, seed {seed}")
                     began = time.perf_counter()
                     figures = table.rows[name](bench, seed)
                     seconds = round(time.perf_counter() - began, 2)
-                    write_json(file, {"row": name, "seed": seed, "seconds": seconds, **figures})
-                task.advance()
+                    write_json(
+                        row_file(bench.folder, name, seed), {"row": name, "seed": seed, "seconds": seconds, **figures}
+                    )
+                    task.advance()
     rows = []
     for name in names:
         found = [read_json(row_file(bench.folder, name, seed)) for seed in seeds]
         rows.append(summary(name, found, table.metrics) | extra.get(name, {}))
     return rows
+
+
+@contextlib.contextmanager
+def alone(folder: Path, seed: int) -> Iterator[None]:
+    """`UserError` where another process works on this seed: its rows share searches, and files of training."""
+    path = folder / "locks" / str(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process works on seed {seed}; choose others, see --first") from error
+        yield
 
 
 def row_file(folder: Path, name: str, seed: int) -> Path:

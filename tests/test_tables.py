@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -234,6 +236,23 @@ def test_seeds_may_be_shared_out_over_commands(prepared, tmp_path: Path):
             for out in (shared, alone)]  # fmt: skip
     assert (shared / "rows" / "dnn-2.json").read_bytes() == there
     assert both[0]["rows"][0]["values"] == both[1]["rows"][0]["values"]
+
+
+def test_a_seed_that_another_process_works_on_is_refused(prepared, tmp_path: Path):
+    make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, "--models", "dnn"))
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held'); input()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "locks" / "1")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        more = ["--models", "dnn", "wide_deep"]
+        with pytest.raises(UserError, match="another process works on seed 1"):
+            make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, *more))
+        make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, "--models", "dnn"))  # nothing to do
+        make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, *more, "--first", "2"))
+        other.communicate("\n")
+    make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, *more))
+    rows = {"dnn-1.json", "wide_deep-1.json", "dnn-2.json", "wide_deep-2.json"}
+    assert {p.name for p in (tmp_path / "rows").iterdir()} == rows
 
 
 def test_the_qps_column_comes_from_the_serving_benchmark(tmp_path: Path):
