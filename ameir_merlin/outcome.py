@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ameir_merlin.run import Run
 
+WIDTH = 200  # columns that a table may have
+
 
 def print_run(run: Run) -> None:
     """What one wants to know at the end of a run."""
@@ -50,8 +52,8 @@ def _table(rows: dict[str, dict[str, str]]) -> None:
         table.add_column(metric, justify="right", no_wrap=True)
     for name, row in rows.items():
         table.add_row(name, *(row.get(metric, "") for metric in metrics))
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 200)
+    # Rich would leave out what does not fit into 80 columns, which is what it takes a file for.
+    Console(width=WIDTH).print(table)
 
 
 def last_line(command: str, figures: dict[str, float], rows: dict[str, Any], file: Path | None) -> None:
