@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -119,6 +120,18 @@ def test_again_forgets_all_that_follows(place):
         assert not run.folder.finished("three")
         run.finish()
     assert calls == ["one", "two", "three", "two", "three"]
+
+
+def test_again_forgets_what_was_tuned_on_what_was_found(place):
+    stages = made_up([]) | {"two": dataclasses.replace(made_up([])["two"], beside=STAGES["search"].beside)}
+    with begin(place, stages) as run:
+        run.finish()
+        for name in ("ameir", "dnn"):
+            write_text(run.path / "tune" / f"{name}.jsonl", "{}")
+        run.again("three")
+        assert len(list((run.path / "tune").iterdir())) == 2
+        run.again("two")
+        assert [p.name for p in (run.path / "tune").iterdir()] == ["dnn.jsonl"]
 
 
 def test_the_run_folder_explains_itself(place):

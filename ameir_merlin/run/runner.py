@@ -164,7 +164,7 @@ class Run:
         # From the last to the first: a kill in between leaves no finished stage behind an unfinished one.
         for later in reversed(names[names.index(name) :]):
             self.folder.marker(later).unlink(missing_ok=True)
-            for output in self._stages[later].outputs:
+            for output in (*self._stages[later].outputs, *self._stages[later].beside):
                 path = self.path / output
                 if path.is_dir():
                     shutil.rmtree(path)

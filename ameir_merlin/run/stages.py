@@ -280,18 +280,22 @@ class Stage:
 
     ready: raises `UserError` where the stage could not do its work; asked before a whole run begins.
     shared: whether all ranks do it together; the others are done by the first alone.
+    beside: what other commands may have made of its outputs, and what is forgotten with them.
     """
 
     function: Callable[[Bench], Figures]
     outputs: tuple[str, ...]
     ready: Callable[[], object] = lambda: None
     shared: bool = False
+    beside: tuple[str, ...] = ()
 
 
 # In the order of a run; each needs all before it.
 STAGES: dict[str, Stage] = {
-    "prepare": Stage(prepare, ("data", "planted.json", "tune")),
-    "search": Stage(search, ("search", "architecture.json", "tune/ameir.jsonl", "tune/ameir.json"), shared=True),
+    "prepare": Stage(prepare, ("data", "planted.json"), beside=("tune",)),
+    "search": Stage(
+        search, ("search", "architecture.json"), shared=True, beside=("tune/ameir.jsonl", "tune/ameir.json")
+    ),
     "train": Stage(
         train, ("model.safetensors", "model.json", "schema.json", "training.json", "search/retraining"), shared=True
     ),
