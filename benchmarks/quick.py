@@ -23,8 +23,8 @@ from benchmarks import table1, table2, table3, table4, table5
 from benchmarks.result import json_option, tell
 from benchmarks.tables import WORKFLOWS, Table, make, parser, user_errors
 
-# Of the configurations' passes and candidates, and what else is made smaller: so that all but DARTS and SNAS end in half
-# an hour.
+# Of the configurations' passes and candidates, and what else is made smaller: all but DARTS and SNAS end
+# in half an hour.
 BUDGET = {"table1": 0.1, "table2": 0.05, "table3": 0.1, "table4": 0.02, "table5": 0.1}
 CLICKS = ("search.cycles=2", "search.rows_per_candidate=64", "train.batch_size=2048", "search.batch_size=2048")
 ITEMS = ("search.blocks=2", "model.embedding_dim=32", "search.valid_rows=512", "train.batch_size=512")
