@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -20,9 +20,6 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.files import disk_error
 from ameir_merlin.outcome import last_line, print_repeats, print_run, print_table
 from ameir_merlin.ranks import launched
-
-if TYPE_CHECKING:
-    pass
 
 SEVERAL = ("run", "search", "train")  # what torchrun may start as several processes
 EXIT_USER, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143

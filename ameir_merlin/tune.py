@@ -65,11 +65,11 @@ class Tuned:
         """The values by the keys that give them to model `name` alone, and not to all that a configuration trains."""
         if name == FOUND:
             return self.values
-        parts = {"train": f"baselines.train.{name}", "model": f"baselines.options.{name}"}
+        train = {key.partition(".")[2]: value for key, value in self.values.items() if key.startswith("train.")}
         options = _options(name, self.values, schema)
-        trained = {k.partition(".")[2]: v for k, v in self.values.items() if k.startswith("train.")}
-        named = [("train", trained), ("model", options)]
-        return {f"{parts[part]}.{key}": value for part, values in named for key, value in values.items()}
+        return {f"baselines.train.{name}.{key}": value for key, value in train.items()} | {
+            f"baselines.options.{name}.{key}": value for key, value in options.items()
+        }
 
 
 def tune(
