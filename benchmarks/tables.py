@@ -65,6 +65,7 @@ class Bench:
     """Prepared data, settings, and where intermediate files go.
 
     budget: share of the configuration's passes and candidates that is spent (1 = all of it).
+    rows: how many training rows are drawn (None = all).
     """
 
     schema: FeatureSchema
@@ -72,6 +73,7 @@ class Bench:
     config: Config
     folder: Path
     budget: float = 1.0
+    rows: int | None = None
     device: str = "cpu"
     progress: Progress = field(default_factory=Silent)
 
@@ -83,6 +85,8 @@ class Bench:
             schema = dataclasses.replace(schema, behaviour=None)
         device = more.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         splits = {split: ResidentData(data / split, schema, device) for split in ("train", "valid", "test")}
+        if (rows := more.get("rows")) is not None:
+            splits["train"] = splits["train"].subset(rows, config.seed)
         return cls(schema, splits, config, folder, **more)
 
     @property
@@ -256,7 +260,15 @@ def fingerprint(bench: Bench) -> dict[str, Any]:
     config = bench.config
     parts = {part: asdict(getattr(config, part)) for part in ("model", "search", "train", "baselines")}
     return json.loads(
-        json.dumps({"budget": bench.budget, "schema": bench.schema.to_json(), "space": config.space, **parts})
+        json.dumps(
+            {
+                "budget": bench.budget,
+                "rows": bench.rows,
+                "schema": bench.schema.to_json(),
+                "space": config.space,
+                **parts,
+            }
+        )
     )
 
 
@@ -322,7 +334,9 @@ def significance(rows: Sequence[Figures], ours: str, metric: str) -> Figures | N
     }
 
 
-def markdown(table: Table, rows: Sequence[Figures], test: Figures | None, dataset: str, budget: float) -> str:
+def markdown(
+    table: Table, rows: Sequence[Figures], test: Figures | None, dataset: str, budget: float, drawn: int | None = None
+) -> str:
     """The table as Markdown: mean ± deviation, the paper's figure beside it where the data set is the paper's."""
     paper = table.paper.get(dataset, {})
     columns = [c for c in table.columns if any(c in r for r in rows)]
@@ -340,7 +354,11 @@ def markdown(table: Table, rows: Sequence[Figures], test: Figures | None, datase
                 cells.append("" if figure is None else f"{figure:.4f}")
         cells += [f"{row[c]:,.0f}" if c in row else "" for c in columns]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"Data set: {dataset}; {rows[0]['repeats']} seed(s); budget {budget:g} of the configuration's."]
+    trained_on = "" if drawn is None else f"; at most {drawn:,} training rows"
+    lines += [
+        "",
+        f"Data set: {dataset}{trained_on}; {rows[0]['repeats']} seed(s); budget {budget:g} of the configuration's.",
+    ]
     if not paper:
         lines.append("The paper has no figures for this data set.")
     if test:
@@ -412,6 +430,7 @@ def parser(table: Table, text: str) -> argparse.ArgumentParser:
         help="the first of them; commands with others may share --out",
     )
     made.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help="of passes and candidates, 0 to 1")
+    made.add_argument("--rows", type=int, metavar="N", help="train on so many rows, drawn at random; by default on all")
     made.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(table.rows)}; by default all")
     made.add_argument("--out", type=Path, metavar="DIR", help=f"by default runs/{table.name}")
     json_option(made)
@@ -445,18 +464,19 @@ def make(
             raise UserError(f"--models: no row '{name}'; the rows are {', '.join(table.rows)}")
     if given.repeats < 1 or given.first < 0 or not 0 < given.budget <= 1:
         raise UserError("--repeats must be at least 1, --first at least 0, and --budget above 0 and at most 1")
+    if given.rows is not None and given.rows < 1:
+        raise UserError("--rows must be at least 1")
     config = load_config(given.config or default_config(given.data), given.set, definition=False)
     out = given.out = given.out or Path("runs") / table.name
-    more = {"device": given.device} if given.device else {}
-    bench = Bench.open(
-        given.data, config, out, behaviours=table.behaviours, budget=given.budget, progress=display(), **more
-    )
+    more: dict[str, Any] = {"device": given.device} if given.device else {}
+    more |= {"behaviours": table.behaviours, "budget": given.budget, "rows": given.rows}
+    bench = Bench.open(given.data, config, out, progress=display(), **more)
     rows = run(table, bench, names, seeds_of(given), extra or {})
     dataset = given.dataset or config.name
     test = significance(rows, table.ours, table.metrics[0])
     figures = figures_of(rows, test, table.metrics[0])
-    text = markdown(table, rows, test, dataset, given.budget)
-    made = {"rows": rows, "test": test, "dataset": dataset, "budget": given.budget}
+    text = markdown(table, rows, test, dataset, bench.budget, bench.rows)
+    made = {"rows": rows, "test": test, "dataset": dataset, "budget": bench.budget, "training_rows": bench.rows}
     result = {"command": f"benchmarks.{table.name}", "figures": figures, **made, "environment": environment()}
     write_text(out / f"{table.name}.md", text)
     write_json(out / f"{table.name}.json", result)

@@ -16,6 +16,7 @@ from core_cases import FIELDS, ITEMS, SCHEMA, MemoryRows, disturb, rows_of
 from model_cases import random_batch
 
 from ameir_merlin.batch import Batch
+from ameir_merlin.config import load_config
 from ameir_merlin.errors import UserError
 from ameir_merlin.models import build
 from ameir_merlin.models.baselines.autoctr import CTRBlock
@@ -28,7 +29,7 @@ from ameir_merlin.search.automl.autofis import GRDA
 from ameir_merlin.space import Architecture
 from ameir_merlin.train.settings import TrainSettings
 from benchmarks import searched, table1, table2, table3, table4, table5
-from benchmarks.tables import Table, figures_of, make, markdown, parser, run, significance, summary
+from benchmarks.tables import WORKFLOWS, Bench, Table, figures_of, make, markdown, parser, run, significance, summary
 
 # ------------------------------------------------------------------ statistics
 
@@ -238,6 +239,22 @@ def test_seeds_may_be_shared_out_over_commands(prepared, tmp_path: Path):
     assert both[0]["rows"][0]["values"] == both[1]["rows"][0]["values"]
 
 
+def test_fewer_training_rows_are_drawn_the_same_for_all_and_do_not_mix_with_others(prepared, tmp_path: Path):
+    few = ["--models", "dnn", "--rows", "50"]
+    table = make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, *few))
+    assert table["training_rows"] == 50
+    assert "at most 50 training rows" in (tmp_path / "table1.md").read_text()
+    config = load_config(WORKFLOWS / "movielens.toml")
+    benches = [Bench.open(prepared["clicks"], config, tmp_path, device="cpu", rows=50) for _ in range(2)]
+    first, second = (next(b.splits["train"].batches(1000)) for b in benches)
+    assert len(first.label) == 50
+    for name in first.history:
+        assert torch.equal(first.history[name], second.history[name])
+    assert benches[0].splits["valid"].rows == Bench.open(prepared["clicks"], config, tmp_path).splits["valid"].rows
+    with pytest.raises(UserError, match="another rows"):
+        make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, "--models", "dnn", "--rows", "49"))
+
+
 def test_a_seed_that_another_process_works_on_is_refused(prepared, tmp_path: Path):
     make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, "--models", "dnn"))
     hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held'); input()"
@@ -294,6 +311,7 @@ def test_searched_prints_what_was_found_by_seed(prepared, tmp_path: Path, capsys
     [
         (["--models", "dnm"], "no row 'dnm'"),
         (["--budget", "0"], "--budget above 0"),
+        (["--rows", "0"], "--rows must be at least 1"),
         (["--set", "train.epoch=1"], "epoch"),
     ],
 )
