@@ -371,3 +371,17 @@ def test_extras_scale_positions_and_final_norm():
     # positions count from the end: the last three behaviours alone take the last three positions
     short = net.enter(hidden[:, -3:], mask[:, -3:])
     torch.testing.assert_close(short, entered[:, -3:])
+
+
+@torch.no_grad()
+def test_readout_dropout_takes_away_what_the_readout_sees_and_nothing_before():
+    block = Block("conv_3", "relu", "none")
+    with torch_seed(0):
+        net = BehaviourNet([(block,)], DIM, T, ("pool", "last"), final_norm=True, readout_dropout=0.25).double()
+        hidden, mask, _ = case()
+        disturb(net).eval()
+        whole = net.hidden(hidden, mask, None, [block])
+        left = net.train().hidden(hidden, mask, None, [block])
+    gone = (left == 0) & mask.unsqueeze(2)
+    torch.testing.assert_close(left, torch.where(gone, 0.0, whole / 0.75), rtol=1e-12, atol=1e-12)
+    assert 0.1 < gone[mask].double().mean() < 0.4

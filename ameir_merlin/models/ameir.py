@@ -112,6 +112,7 @@ def behaviour_net(schema: FeatureSchema, candidates: tuple, settings: BackboneSe
         final_norm=settings.final_norm,
         input_dropout=settings.input_dropout,
         scaled=settings.scaled,
+        readout_dropout=settings.readout_dropout,
     )
 
 

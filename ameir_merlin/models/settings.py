@@ -15,7 +15,7 @@ class BackboneSettings:
         embeddings starts at that to the power r, so interactions of high order are learned late from a small one.
     block_dropout, mlp_dropout: dropout in building blocks and hidden layers, searched in {0, ..., 0.5}.
     shortcut: "se" (Eqn. 5), "fm" (the plain sum over [e^b, p^b]; Table 5's "MLP + FM") or "none".
-    scaled, positions, final_norm, input_dropout: beyond the paper; see `nn.behaviour.BehaviourNet`.
+    scaled, positions, final_norm, input_dropout, readout_dropout: beyond the paper; see `nn.behaviour.BehaviourNet`.
     readout: "all", Section 2.1's sum, last state and attention; beyond the paper one of them alone: "attention" of the
         target, as DIN reads behaviours out (on small data the other two let the MLP learn users by heart), "last", as
         SASRec does, or "pool".
@@ -30,11 +30,12 @@ class BackboneSettings:
     positions: bool = False
     final_norm: bool = False
     input_dropout: float = 0.0
+    readout_dropout: float = 0.0
     readout: Literal["all", "pool", "last", "attention"] = "all"
 
     def __post_init__(self) -> None:
         if self.embedding_dim < 1:
             raise ValueError(f"embedding_dim is {self.embedding_dim}, expected at least 1")
-        for name in ("block_dropout", "mlp_dropout", "input_dropout"):
+        for name in ("block_dropout", "mlp_dropout", "input_dropout", "readout_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0 and below 1")

@@ -20,9 +20,9 @@ class BehaviourNet(nn.Module):
     dim: d = Na * K, the width of a behaviour element.
     length: T; only used with `positions`.
     summaries: the parts of h^a, see `nn.readout.Readout`.
-    scaled, positions, final_norm, input_dropout: beyond the paper, off by default: H^a_0 times the square root of d
-    (Vaswani et al. 2017, Section 3.4), learned positions added to it (counted from the end, Kang and McAuley 2018),
-    layer normalization before the readout, dropout on H^a_0.
+    scaled, positions, final_norm, input_dropout, readout_dropout: beyond the paper, off by default: H^a_0 times the
+    square root of d (Vaswani et al. 2017, Section 3.4), learned positions added to it (counted from the end, Kang and
+    McAuley 2018), layer normalization before the readout, dropout on H^a_0 and on what the readout sees.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class BehaviourNet(nn.Module):
         final_norm: bool = False,
         input_dropout: float = 0.0,
         scaled: bool = False,
+        readout_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         # A block that is certainly Zero has no module: derived models carry nothing for it.
@@ -48,6 +49,7 @@ class BehaviourNet(nn.Module):
         self.positions = nn.Parameter(torch.empty(length, dim).uniform_(-0.05, 0.05)) if positions else None
         self.final_norm = nn.LayerNorm(dim) if final_norm else None
         self.input_dropout = Dropout(input_dropout)
+        self.readout_dropout = Dropout(readout_dropout)
         self.scale = dim**0.5 if scaled else 1.0
 
     def enter(self, sequence: Tensor, mask: Tensor) -> Tensor:
@@ -64,7 +66,9 @@ class BehaviourNet(nn.Module):
 
     def leave(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """H^a_{L_a} `[B, T, d]` as the readout sees it; zero where padded."""
-        return hidden if self.final_norm is None else self.final_norm(hidden) * mask.unsqueeze(2)
+        if self.final_norm is not None:
+            hidden = self.final_norm(hidden) * mask.unsqueeze(2)
+        return self.readout_dropout(hidden)
 
     def hidden(self, sequence: Tensor, mask: Tensor, target: Tensor | None, blocks: Sequence[Block]) -> Tensor:
         """All hidden states, `[B, T, d]`, for one choice of `blocks`."""
