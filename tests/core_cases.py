@@ -68,7 +68,7 @@ def space_of(schema: FeatureSchema, name: str = "ameir", dim: int = 4, **sizes: 
 
 def whole_space(space: SearchSpace, interactions: int, among: int, rng: random.Random) -> Choices:
     """Everything free at once: blocks, `interactions` of `among` random candidates, hidden layers."""
-    free = space.with_interactions(among)
+    free = replace(space, interactions=among)
     return Choices(
         blocks=space.step1(()).blocks,
         interactions=free.sample_interactions(rng),

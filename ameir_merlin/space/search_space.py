@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import FeatureSchema
@@ -240,10 +240,6 @@ class SearchSpace:
         validate(architecture, self.schema, self.operations, where=where)
         if architecture.blocks and len(architecture.blocks) > self.blocks:
             raise UserError(f"{where}: {len(architecture.blocks)} blocks, the space has {self.blocks}")
-
-    def with_interactions(self, interactions: int) -> SearchSpace:
-        """The same space with another M."""
-        return replace(self, interactions=interactions)
 
 
 def validate(architecture: Architecture, schema: FeatureSchema, operations: OperationSets, where: str) -> None:
