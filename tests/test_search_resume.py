@@ -221,6 +221,23 @@ class Telling(Silent):
         self.said.append(line)
 
 
+def test_next_items_are_searched_by_what_training_is_stopped_by(tmp_path):
+    whole = problem_of(ITEMS, "A", tmp_path / "refused")
+    problem = replace(whole, training=replace(whole.training, metric="ndcg5"))
+    with pytest.raises(UserError, match=r"train\.metric: 'ndcg5' needs drawn negatives"):
+        search(problem)
+    assert not (tmp_path / "refused").exists()
+    problem.valid.all.negatives = torch.randint(3, 17, (40, 6), generator=torch.Generator().manual_seed(1))
+    records = {}
+    for name, case in (("ndcg10_full", whole), ("ndcg5", problem)):
+        search(replace(case, folder=tmp_path / name))
+        records[name] = StepRecord.load(tmp_path / name, "behaviour")
+        assert records[name].metric == name
+    scores = [[t.score for t in r.trials] for r in records.values()]
+    assert scores[0] != scores[1]
+    assert records["ndcg10_full"].history[-1]["loss"] == records["ndcg5"].history[-1]["loss"]  # the same training
+
+
 def test_records_are_whole_and_chosen_by_the_rules(tmp_path):
     problem = problem_of(SCHEMA, "C", tmp_path, Telling())
     architecture = search(problem)

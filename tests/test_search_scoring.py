@@ -85,13 +85,15 @@ def test_blocks_on_clicks(fitness, shortcut):
 
 @pytest.mark.parametrize("schema", RETRIEVALS.values(), ids=RETRIEVALS)
 @pytest.mark.parametrize("space", ["ameir", "ameir-causal"])
-def test_blocks_on_retrieval(schema, space):
+@pytest.mark.parametrize("fitness", ["ndcg10_full", "ndcg5"])
+def test_blocks_on_retrieval(schema, space, fitness):
     net = supernet_of(schema, space_of(schema, space, blocks=3).step1(()))
     rng = random.Random(0)
     candidates = [net.choices.sample(rng) for _ in range(20)]
     source = double_rows(schema, 70)
-    scores = score_blocks(net, candidates, list(source.batches(32)), "auc", Counted())
-    same(scores, one_by_one(net, candidates, source, "ndcg10_full"))
+    source.all.negatives = torch.randint(3, 17, (70, 6), generator=torch.Generator().manual_seed(1))
+    scores = score_blocks(net, candidates, list(source.batches(32)), fitness, Counted())
+    same(scores, one_by_one(net, candidates, source, fitness))
 
 
 @pytest.mark.parametrize("fitness", ["auc", "logloss"])

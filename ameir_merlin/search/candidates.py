@@ -69,7 +69,7 @@ def dealt(
     made: dict[int, float] = {}
     if own:
         with problem.progress.task(name, len(own) * len(batches)) as task:
-            scores = scorer(supernet, [candidates[n] for n in own], batches, problem.settings.fitness, task)
+            scores = scorer(supernet, [candidates[n] for n in own], batches, problem.metric, task)
         made = dict(zip(own, scores.tolist()))
     found = {number: score for part in ranks.gather(made) for number, score in part.items()}
     return torch.tensor([found[n] for n in range(len(candidates))], dtype=torch.float64)

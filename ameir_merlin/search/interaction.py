@@ -39,7 +39,7 @@ def search_interactions(problem: Problem) -> tuple[StepRecord, Supernet]:
     backbone = replace(problem.backbone, shortcut="none", mlp_dropout=0.0, embedding_init=settings.interaction_init)
     mlp = tuple(MLPLayer(width, settings.interaction_activation) for width in settings.hidden)
     began = time.perf_counter()
-    record = StepRecord(STEP, settings.fitness, size=2 ** len(problem.space.fields) - len(problem.space.fields) - 1)
+    record = StepRecord(STEP, problem.metric, size=2 ** len(problem.space.fields) - len(problem.space.fields) - 1)
     kept: tuple[Interaction, ...] = tuple((name,) for name in problem.space.fields)
     previous: Supernet | None = None
     for cycle in range(settings.cycles):
@@ -100,7 +100,7 @@ def _scores(problem: Problem, supernet: Supernet, batches: Sequence[Batch], name
     own: list[float] = []
     if part:
         with problem.progress.task(name, len(part) * len(batches)) as task:
-            own = score_interactions(supernet, batches, problem.settings.fitness, task, part=part).tolist()
+            own = score_interactions(supernet, batches, problem.metric, task, part=part).tolist()
     return torch.tensor([score for scores in problem.ranks.gather(own) for score in scores], dtype=torch.float64)
 
 

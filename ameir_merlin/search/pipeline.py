@@ -106,8 +106,10 @@ def search(problem: Problem) -> Architecture:
     Leaves in the problem's folder: behaviour.json, interaction.json, mlp.json (those that were run) with every trial,
     and the finalists with their one-shot weights, which `train_finalists` takes from there; with `ablations`, what the
     variants before this one would have ended with, too. Goes on where it was interrupted: finished passes, cycles and
-    steps are not repeated.
+    steps are not repeated. Raises `UserError` where validation rows lack what candidates are to be ranked by.
     """
+    if problem.metric == "ndcg5" and next(iter(problem.valid.batches(1))).negatives is None:
+        raise UserError("train.metric: 'ndcg5' needs drawn negatives, which the validation rows do not have")
     variant = problem.settings.variant
     problem.progress.say(problem.space.size_line(STAGES[variant]))
     source: Supernet | None = None

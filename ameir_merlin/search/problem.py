@@ -16,6 +16,7 @@ from ameir_merlin.search.oneshot import validation_batches
 from ameir_merlin.search.settings import SearchSettings
 from ameir_merlin.seeds import derive
 from ameir_merlin.space import OperationSets, SearchSpace
+from ameir_merlin.train.evaluate import main_metric
 from ameir_merlin.train.settings import TrainSettings
 
 
@@ -60,8 +61,9 @@ class Problem:
 
     @property
     def metric(self) -> str:
-        """The name of the fitness."""
-        return self.settings.fitness if self.schema.label.task == "click" else "ndcg10_full"
+        """What candidates are ranked by: `SearchSettings.fitness` of clicks, else what training is stopped by."""
+        click = self.schema.label.task == "click"
+        return self.settings.fitness if click else main_metric(self.schema, self.training)
 
     def validation(self, size: int = 2048) -> list[Batch]:
         """The validation subset that candidates are scored on, on the device: the same rows for the whole search."""

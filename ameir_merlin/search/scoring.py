@@ -1,6 +1,7 @@
 """Scores of many candidates on the validation subset, sharing what they share (Section 2.3).
 
-Scores are fitness values, larger is better: "auc" or minus "logloss" for clicks, full-ranking NDCG@10 for retrieval.
+Scores are fitness values, larger is better: "auc" or minus "logloss" for clicks; for retrieval "ndcg10_full", NDCG@10
+among all items, or "ndcg5", NDCG@5 among the drawn negatives.
 """
 
 from __future__ import annotations
@@ -48,13 +49,16 @@ class Scores:
             self.parts[-1][candidate] = output.logits
         else:
             query, items = output.retrieval()
-            self.parts[-1][candidate] = retrieval_ranks(query @ items.T, batch)[1]
+            among_drawn, among_all = retrieval_ranks(query @ items.T, batch)
+            ranks = among_drawn if self.fitness == "ndcg5" else among_all
+            assert ranks is not None
+            self.parts[-1][candidate] = ranks
 
     def result(self) -> Tensor:
         """Fitness of every candidate, float64 `[C]`."""
         values, labels = torch.cat(self.parts, 1).cpu(), torch.cat(self.labels).cpu()
         if labels.dtype == torch.int64:
-            return ndcg(values, 10)
+            return ndcg(values, 5 if self.fitness == "ndcg5" else 10)
         return auc(values, labels) if self.fitness == "auc" else -logloss(values, labels)
 
 

@@ -47,7 +47,8 @@ class SearchSettings:
     paths: how the paths of an update of Steps 1 and 3 are run: "apart", one after the other; "together", see
     `models.together`: fewer and larger operations, for a GPU; "graph", these as a CUDA graph.
     tables, precision: of the one-shot models, see `TrainSettings`.
-    valid_rows: validation rows that candidates are scored on. fitness: what Step 2 and the others rank by on clicks.
+    valid_rows: validation rows that candidates are scored on. fitness: what candidates of clicks are ranked by;
+    next items are by `TrainSettings.metric`.
     """
 
     variant: Literal["A", "B", "C", "I"] = "C"

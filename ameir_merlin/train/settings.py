@@ -21,8 +21,9 @@ class TrainSettings:
     scored and kept. 0, as in the paper: the weights as they are.
     precision: "bf16" makes products in bfloat16 while training, see `train.precision`; scoring stays in float32.
     clip: largest norm of a gradient; 0 = not clipped. eval_batch: rows a step while scoring.
-    metric: what validation chooses passes and finalists by: "auc" for clicks; for next items "ndcg10_full", among all
-    items, or "ndcg5", among the drawn negatives, which the paper's Table 2 reports. Empty = the first of these.
+    metric: what validation chooses passes and finalists by, and candidates for next items: "auc" for clicks; for next
+    items "ndcg10_full", among all items, or "ndcg5", among the drawn negatives, which the paper's Table 2 reports.
+    Empty = the first of these.
     """
 
     epochs: int = 20

@@ -43,7 +43,7 @@ class Phase:
 
     def __init__(self, problem: Problem, supernet: Supernet, controller: Controller, rewards: int) -> None:
         self.supernet, self.controller, self.rewards = supernet, controller, rewards
-        self.fitness, self.seed = problem.settings.fitness, problem.seed
+        self.fitness, self.seed = problem.metric, problem.seed
         self.batches = problem.validation()
         self.turns = 0
 

@@ -244,7 +244,7 @@ def _search(kind: type[Relaxation]):
         def validate() -> float:
             with Silent().task("") as task:
                 path = relaxation.weights.path()
-                found = float(score_blocks(supernet, [path], batches, problem.settings.fitness, task))
+                found = float(score_blocks(supernet, [path], batches, problem.metric, task))
             relaxation.note(found)
             return found
 
