@@ -45,6 +45,7 @@ from ameir_merlin.files import is_complete, read_json, write_json, write_text
 from ameir_merlin.models import model_class
 from ameir_merlin.models.opponents import sizes
 from ameir_merlin.progress import Progress, Task
+from benchmarks.page import with_deviation
 from benchmarks.result import json_option, tell
 from benchmarks.rivals_setup import RECBOLE, REQUIREMENTS, call, recbole_files, recbole_python
 from benchmarks.tables import WORKFLOWS, Bench, Figures, Row, Table, baseline, check_same, run, user_errors
@@ -275,7 +276,7 @@ def markdown(kind: str, rows: Mapping[str, Figures], names: Sequence[str], peers
         cells = [name]
         for metric in metrics:
             for row in pair:
-                cells.append("" if row is None else _deviation(row["mean"][metric], row["std"][metric]))
+                cells.append("" if row is None else with_deviation(row["mean"][metric], row["std"][metric]))
         for key in ("epochs", "examples_per_cpu_second"):
             cells += ["" if row is None or key not in row else f"{row[key]:,.0f}" for row in pair]
         ratio = times(rows, name)
@@ -290,10 +291,6 @@ def markdown(kind: str, rows: Mapping[str, Figures], names: Sequence[str], peers
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", f"Measured before: {peers['source']}."]
     return "\n".join(lines) + "\n"
-
-
-def _deviation(mean: float, std: float | None) -> str:
-    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
 
 def times(rows: Mapping[str, Figures], name: str) -> float | None:

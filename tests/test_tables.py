@@ -29,7 +29,8 @@ from ameir_merlin.search.automl.autofis import GRDA
 from ameir_merlin.space import Architecture
 from ameir_merlin.train.settings import TrainSettings
 from benchmarks import searched, table1, table2, table3, table4, table5
-from benchmarks.tables import WORKFLOWS, Bench, Table, figures_of, make, markdown, parser, run, significance, summary
+from benchmarks.page import figures_of, markdown, significance, summary
+from benchmarks.tables import WORKFLOWS, Bench, Table, make, parser, run
 
 # ------------------------------------------------------------------ statistics
 
