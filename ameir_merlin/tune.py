@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import write_json
-from ameir_merlin.run.stages import Bench
+from ameir_merlin.run.stages import Workspace
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.journal import Journal
 from ameir_merlin.seeds import derive
@@ -73,7 +73,7 @@ class Tuned:
 
 
 def tune(
-    bench: Bench,
+    workspace: Workspace,
     name: str,
     *,
     method: Literal["grid", "tpe"] = "tpe",
@@ -91,10 +91,10 @@ def tune(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    grid = dict(grid or grid_of(bench.schema))
-    check(bench, name, grid, method, trials)
-    seed = bench.run.config.seed
-    folder = bench.run.path / "tune"
+    grid = dict(grid or grid_of(workspace.schema))
+    check(workspace, name, grid, method, trials)
+    seed = workspace.run.config.seed
+    folder = workspace.run.path / "tune"
     journal = Journal(folder / f"{name}.jsonl")
     for record in journal.records:
         if record["method"] != method or set(record["values"]) != set(grid):
@@ -106,7 +106,7 @@ def tune(
     points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     random.Random(derive(seed, "tune", "grid")).shuffle(points)
     total = min(trials, len(points)) if method == "grid" else trials
-    with bench.progress.task(f"tuning {name}", total) as task:
+    with workspace.progress.task(f"tuning {name}", total) as task:
         task.advance(min(total, len(journal.records)))
         for number in range(len(journal.records), total):
             if method == "grid":
@@ -115,7 +115,7 @@ def tune(
             study.sampler = optuna.samplers.TPESampler(seed=derive(seed, "tune", number) % 2**32)
             trial = study.ask(space)
             began = time.perf_counter()
-            score = evaluate(bench, name, trial.params, number, folder / f"{name}.pt")
+            score = evaluate(workspace, name, trial.params, number, folder / f"{name}.pt")
             study.tell(trial, score)
             seconds = round(time.perf_counter() - began, 2)
             journal.append(
@@ -129,20 +129,20 @@ def tune(
     return tuned
 
 
-def check(bench: Bench, name: str, grid: Mapping[str, tuple[float, ...]], method: str, trials: int) -> None:
+def check(workspace: Workspace, name: str, grid: Mapping[str, tuple[float, ...]], method: str, trials: int) -> None:
     """`UserError` unless all of it makes sense."""
     from ameir_merlin.models import model_class
 
     if name == FOUND:
-        if not (bench.run.path / "architecture.json").is_file():
-            raise UserError(f"{bench.run.path}: 'tune ameir' needs 'search', which is not finished")
+        if not (workspace.run.path / "architecture.json").is_file():
+            raise UserError(f"{workspace.run.path}: 'tune ameir' needs 'search', which is not finished")
     else:
         model_class(name)
     if method not in ("grid", "tpe"):
         raise UserError(f"tune: unknown method '{method}', expected grid or tpe")
     if trials < 1:
         raise UserError(f"tune: {trials} trials, expected at least 1")
-    config = bench.run.config
+    config = workspace.run.config
     for key, values in grid.items():
         part, _, field = key.partition(".")
         if part not in ("train", "model") or field not in {f.name for f in dataclasses.fields(getattr(config, part))}:
@@ -151,15 +151,15 @@ def check(bench: Bench, name: str, grid: Mapping[str, tuple[float, ...]], method
             raise UserError(f"tune: key '{key}' has no values")
 
 
-def evaluate(bench: Bench, name: str, values: Mapping[str, float], number: int, resume: Path) -> float:
+def evaluate(workspace: Workspace, name: str, values: Mapping[str, float], number: int, resume: Path) -> float:
     """Train model `name` with `values` in the configuration's place; its best validation score, 0 if it diverges."""
     from ameir_merlin.models.ameir import Ameir
-    from ameir_merlin.models.opponents import opponent
+    from ameir_merlin.models.build_baseline import build_baseline
     from ameir_merlin.space import Architecture
     from ameir_merlin.train.evaluate import main_metric
     from ameir_merlin.train.loop import fit, seeded
 
-    config, device = bench.run.config, bench.torch_device
+    config, device = workspace.run.config, workspace.torch_device
     changed = {
         part: dataclasses.replace(
             getattr(config, part),
@@ -171,29 +171,29 @@ def evaluate(bench: Bench, name: str, values: Mapping[str, float], number: int, 
     with seeded(derive(config.seed, "tune", name), device):
         model: Any
         if name == FOUND:
-            model = Ameir(bench.schema, Architecture.load(bench.run.path / "architecture.json"), backbone)
+            model = Ameir(workspace.schema, Architecture.load(workspace.run.path / "architecture.json"), backbone)
         else:
             # What is not tuned stays as the configuration has it for this model.
-            options = {**config.baselines.options.get(name, {}), **_options(name, values, bench.schema)}
-            model = opponent(name, bench.schema, backbone, config.search.hidden, options)
+            options = {**config.baselines.options.get(name, {}), **_options(name, values, workspace.schema)}
+            model = build_baseline(name, workspace.schema, backbone, config.search.hidden, options)
     if name != FOUND:
         own = {k: v for k, v in config.baselines.train.get(name, {}).items() if f"train.{k}" not in values}
         settings = dataclasses.replace(settings, objective="", **own)
     try:
         result = fit(
             model,
-            bench.rows("train"),
-            bench.rows("valid"),
+            workspace.rows("train"),
+            workspace.rows("valid"),
             settings,
             seed=derive(config.seed, "tune", name, "training"),
             device=device,
-            progress=bench.progress,
+            progress=workspace.progress,
             name=f"{name}, trial {number}",
             resume=resume,
         )
     except FloatingPointError:
         return 0.0
-    return result.best[main_metric(bench.schema, settings)]
+    return result.best[main_metric(workspace.schema, settings)]
 
 
 def _options(name: str, values: Mapping[str, float], schema: FeatureSchema) -> dict[str, float]:

@@ -43,7 +43,7 @@ from ameir_merlin.environment import environment
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import is_complete, read_json, write_json, write_text
 from ameir_merlin.models import model_class
-from ameir_merlin.models.opponents import sizes
+from ameir_merlin.models.build_baseline import baseline_options
 from ameir_merlin.progress import Progress, Task
 from benchmarks.page import with_deviation
 from benchmarks.result import json_option, tell
@@ -198,7 +198,7 @@ def recbole_settings(name: str, rival: Rival, bench: Bench, own_sizes: bool) -> 
     """What RecBole is told: embedding, batch, its own learning rate, and our model's sizes unless `own_sizes`."""
     config, kind = bench.config, model_class(name).configuration
     own = config.baselines.options.get(name, {})
-    ours = kind(**sizes(name, bench.schema, config.model, config.search.hidden, own))
+    ours = kind(**baseline_options(name, bench.schema, config.model, config.search.hidden, own))
     told = {
         "embedding_size": config.model.embedding_dim,
         "train_batch_size": rival.batch,

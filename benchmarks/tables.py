@@ -31,7 +31,7 @@ from ameir_merlin.environment import environment
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import read_json, write_json, write_text
 from ameir_merlin.models import MODELS
-from ameir_merlin.models.opponents import opponent
+from ameir_merlin.models.build_baseline import build_baseline
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.run.measure import measured
 from ameir_merlin.schema import FeatureSchema
@@ -149,13 +149,13 @@ def trained(bench: Bench, model: nn.Module, name: str, seed: int, **changes: Any
 
 
 def baseline(name: str, **more: Any) -> Row:
-    """Row of model `name`, with the configuration's sizes (`opponent`)."""
+    """Row of model `name`, with the configuration's sizes (`build_baseline`)."""
 
     def row(bench: Bench, seed: int) -> Figures:
         config = bench.config
         options = {**config.baselines.options.get(name, {}), **more}
         with seeded(derive(seed, "model", name), bench.device):
-            model = opponent(name, bench.schema, config.model, config.search.hidden, options)
+            model = build_baseline(name, bench.schema, config.model, config.search.hidden, options)
         return trained(bench, model, name, seed, **config.baselines.train.get(name, {}))
 
     return row

@@ -19,7 +19,7 @@ from ameir_merlin.config import load_config
 from ameir_merlin.errors import UserError
 from ameir_merlin.progress import Silent
 from ameir_merlin.run.folder import RunFolder
-from ameir_merlin.run.stages import Bench
+from ameir_merlin.run.stages import Workspace
 from ameir_merlin.space import Architecture, MLPLayer
 from ameir_merlin.tune import GRIDS, Tuned, grid_of, tune
 
@@ -27,7 +27,7 @@ GRID = {"train.learning_rate": (1e-3, 1e-2, 1e-1), "model.mlp_dropout": (0.0, 0.
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def workspace(tmp_path: Path) -> Workspace:
     """A run whose prepared data are a few random rows, with a found architecture."""
     (tmp_path / "raw").mkdir()
     over = ["train.epochs=1", "train.batch_size=32", "model.embedding_dim=4", "train.learning_rate=0.001"]
@@ -39,7 +39,7 @@ def bench(tmp_path: Path) -> Bench:
         batch.label = (batch.sparse["item"] % 2).float()
         write_split(run.data / split, FIELDS, batch)
     Architecture((), (("item", "user"),), (MLPLayer(6),)).save(run.path / "architecture.json")
-    return Bench(run, device="cpu")
+    return Workspace(run, device="cpu")
 
 
 def test_the_grids_are_the_papers():
@@ -52,13 +52,13 @@ def test_the_grids_are_the_papers():
     assert GRIDS["sequential"]["model.embedding_dim"] == (64, 96, 128, 160, 192)
 
 
-def test_a_grid_goes_through_every_combination_once(bench, monkeypatch):
-    monkeypatch.setattr(module, "evaluate", lambda bench, name, values, number, resume: values["train.learning_rate"])
-    tuned = tune(bench, "dnn", method="grid", trials=100, grid=GRID)
+def test_a_grid_goes_through_every_combination_once(workspace, monkeypatch):
+    monkeypatch.setattr(module, "evaluate", lambda _, name, values, number, resume: values["train.learning_rate"])
+    tuned = tune(workspace, "dnn", method="grid", trials=100, grid=GRID)
     made = [tuple(t["values"][key] for key in GRID) for t in tuned.trials]
     assert sorted(made) == sorted(itertools.product(*GRID.values()))
     assert tuned.values["train.learning_rate"] == 1e-1
-    kept = json.loads((bench.run.path / "tune" / "dnn.json").read_text())
+    kept = json.loads((workspace.run.path / "tune" / "dnn.json").read_text())
     assert kept == {"model": "dnn", "values": tuned.values, "score": 0.1}
 
 
@@ -70,9 +70,9 @@ def quality(values) -> float:
     return 1 - far / 10 - abs(values["model.mlp_dropout"] - 0.3)
 
 
-def test_tpe_finds_the_best_of_a_known_table_within_80_of_96(bench, monkeypatch):
-    monkeypatch.setattr(module, "evaluate", lambda bench, name, values, number, resume: quality(values))
-    tuned = tune(bench, "dnn", trials=80)
+def test_tpe_finds_the_best_of_a_known_table_within_80_of_96(workspace, monkeypatch):
+    monkeypatch.setattr(module, "evaluate", lambda workspace, name, values, number, resume: quality(values))
+    tuned = tune(workspace, "dnn", trials=80)
     assert tuned.values == {"train.learning_rate": 1e-4, "train.l2": 1e-5, "model.mlp_dropout": 0.3}
     assert tuned.score == pytest.approx(1.0)
 
@@ -82,9 +82,9 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("method", ["grid", "tpe"])
-def test_a_killed_tuning_ends_as_an_uninterrupted_one(method, bench, monkeypatch):
+def test_a_killed_tuning_ends_as_an_uninterrupted_one(method, workspace, monkeypatch):
     def until(stop: int):
-        def evaluate(bench, name, values, number, resume):
+        def evaluate(workspace, name, values, number, resume):
             if number == stop:
                 raise Killed
             return quality(values)
@@ -92,27 +92,27 @@ def test_a_killed_tuning_ends_as_an_uninterrupted_one(method, bench, monkeypatch
         return evaluate
 
     monkeypatch.setattr(module, "evaluate", until(99))
-    whole = tune(bench, "dnn", method=method, trials=25)
-    journal = bench.run.path / "tune" / "dnn.jsonl"
+    whole = tune(workspace, "dnn", method=method, trials=25)
+    journal = workspace.run.path / "tune" / "dnn.jsonl"
     journal.unlink()
     for stop in (4, 17):
         monkeypatch.setattr(module, "evaluate", until(stop))
         with pytest.raises(Killed):
-            tune(bench, "dnn", method=method, trials=25)
+            tune(workspace, "dnn", method=method, trials=25)
     with open(journal, "a") as file:
         file.write('{"number": 17, "val')  # what a kill leaves of a line
     monkeypatch.setattr(module, "evaluate", until(99))
-    parts = tune(bench, "dnn", method=method, trials=25)
+    parts = tune(workspace, "dnn", method=method, trials=25)
     assert [(t["values"], t["score"]) for t in parts.trials] == [(t["values"], t["score"]) for t in whole.trials]
 
 
 @pytest.mark.parametrize("name", ["dnn", "ameir"])
-def test_models_are_trained_with_the_values(name, bench):
-    tuned = tune(bench, name, method="grid", trials=6, grid=GRID)
+def test_models_are_trained_with_the_values(name, workspace):
+    tuned = tune(workspace, name, method="grid", trials=6, grid=GRID)
     assert len(tuned.trials) == 6
     assert len({round(t["score"], 6) for t in tuned.trials}) > 2
     assert all(0 <= t["score"] <= 1 for t in tuned.trials)
-    assert not list((bench.run.path / "tune").glob("*.pt"))
+    assert not list((workspace.run.path / "tune").glob("*.pt"))
 
 
 @pytest.mark.parametrize(
@@ -125,22 +125,22 @@ def test_models_are_trained_with_the_values(name, bench):
         ("dnn", {"grid": {"train.l2": ()}}, "key 'train.l2' has no values"),
     ],
 )
-def test_what_makes_no_sense_is_refused(name, options, message, bench):
+def test_what_makes_no_sense_is_refused(name, options, message, workspace):
     with pytest.raises(UserError, match=message):
-        tune(bench, name, **options)
+        tune(workspace, name, **options)
 
 
-def test_the_found_architecture_cannot_be_tuned_before_it_is_found(bench):
-    (bench.run.path / "architecture.json").unlink()
+def test_the_found_architecture_cannot_be_tuned_before_it_is_found(workspace):
+    (workspace.run.path / "architecture.json").unlink()
     with pytest.raises(UserError, match="needs 'search', which is not finished"):
-        tune(bench, "ameir")
+        tune(workspace, "ameir")
 
 
-def test_a_journal_of_another_tuning_is_refused(bench, monkeypatch):
+def test_a_journal_of_another_tuning_is_refused(workspace, monkeypatch):
     monkeypatch.setattr(module, "evaluate", lambda *a: 0.5)
-    tune(bench, "dnn", method="grid", trials=2, grid=GRID)
+    tune(workspace, "dnn", method="grid", trials=2, grid=GRID)
     with pytest.raises(UserError, match=r"dnn.jsonl: trials of another tuning"):
-        tune(bench, "dnn", method="tpe", trials=2, grid=GRID)
+        tune(workspace, "dnn", method="tpe", trials=2, grid=GRID)
 
 
 def test_values_are_told_by_the_keys_of_the_model_alone():
@@ -153,12 +153,12 @@ def test_values_are_told_by_the_keys_of_the_model_alone():
     assert tuned.settings("pop", ITEMS) == {"baselines.train.pop.l2": 0.1}
 
 
-def test_the_command_prints_the_settings_and_a_last_line(bench):
-    (bench.run.path / "stages").mkdir()
-    (bench.run.path / "stages" / "prepare.json").write_text(
+def test_the_command_prints_the_settings_and_a_last_line(workspace):
+    (workspace.run.path / "stages").mkdir()
+    (workspace.run.path / "stages" / "prepare.json").write_text(
         '{"stage": "prepare", "seconds": 1.0, "peak_rss_gb": 0.1, "figures": {}}'
     )
-    command = ["tune", "dnn", str(bench.run.path), "--method", "grid", "--trials", "2", "--only", "train.l2"]
+    command = ["tune", "dnn", str(workspace.run.path), "--method", "grid", "--trials", "2", "--only", "train.l2"]
     done = CliRunner().invoke(app, [*command, "--device", "cpu"])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -166,7 +166,7 @@ def test_the_command_prints_the_settings_and_a_last_line(bench):
     assert last["command"] == "tune"
     told = f"baselines.train.dnn.l2={last['figures']['train.l2']:g}"
     assert f"--set {told}" in done.stdout
-    assert load_config(bench.run.path / "config.toml", [told], definition=False).baselines.train["dnn"]
+    assert load_config(workspace.run.path / "config.toml", [told], definition=False).baselines.train["dnn"]
     wrong = CliRunner().invoke(app, [*command, "--only", "train.clip"])
     assert wrong.exit_code == 2
     assert "--only train.clip: not in the grid" in wrong.output

@@ -18,7 +18,7 @@ from typing import NoReturn
 from ameir_merlin.errors import UserError
 from ameir_merlin.ranks import ONE, Lost, Ranks, launched
 from ameir_merlin.run.folder import RunFolder
-from ameir_merlin.run.stages import Bench, Stage
+from ameir_merlin.run.stages import Stage, Workspace
 
 # A rank that has ended is noticed at once; this is for one that hangs.
 LIMIT = datetime.timedelta(minutes=30)
@@ -75,11 +75,11 @@ def _leave(ranks: Ranks) -> None:
 
 def follow(ranks: Ranks, stages: dict[str, Stage]) -> NoReturn:
     """Do what the first process says until it ends; then this one ends, too, with `SystemExit`."""
-    bench: Bench | None = None
+    workspace: Workspace | None = None
     for word in ranks.told():
         if word is None:
             break
-        if bench is None or bench.run.path != Path(word["run"]):
-            bench = Bench(RunFolder.open(word["run"]), ranks=ranks)
-        stages[word["stage"]].function(bench)
+        if workspace is None or workspace.run.path != Path(word["run"]):
+            workspace = Workspace(RunFolder.open(word["run"]), ranks=ranks)
+        stages[word["stage"]].function(workspace)
     raise SystemExit(0)

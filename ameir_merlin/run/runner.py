@@ -18,7 +18,7 @@ from ameir_merlin.run.folder import CONFIG, RunFolder, clear, discard, locked, r
 from ameir_merlin.run.launch import follow, launch
 from ameir_merlin.run.measure import measured
 from ameir_merlin.run.metrics import gather
-from ameir_merlin.run.stages import STAGES, Bench, Stage, baseline, checked_device
+from ameir_merlin.run.stages import STAGES, Stage, Workspace, baseline, checked_device
 from ameir_merlin.space.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ class Run:
     process goes on from `begin` or `resume`, and the others help it from there until it ends.
     """
 
-    def __init__(self, bench: Bench, stages: dict[str, Stage]) -> None:
+    def __init__(self, workspace: Workspace, stages: dict[str, Stage]) -> None:
         """Use `begin` or `resume`."""
-        self._bench = bench
+        self._workspace = workspace
         self._stages = stages
-        self.folder = bench.run
+        self.folder = workspace.run
 
     @classmethod
     @contextlib.contextmanager
@@ -71,7 +71,7 @@ class Run:
             new = not (Path(folder) / CONFIG).exists()
             run = RunFolder.create(folder, config, data, progress=progress)
             clear(run)
-            this = cls(Bench(run, progress, device, prepared, ranks), stages or STAGES)
+            this = cls(Workspace(run, progress, device, prepared, ranks), stages or STAGES)
             try:
                 yield this
             except UserError:
@@ -106,7 +106,7 @@ class Run:
         with locked(folder):
             run = RunFolder.open(folder)
             clear(run)
-            yield cls(Bench(run, progress or Silent(), device, ranks=ranks), stages or STAGES)
+            yield cls(Workspace(run, progress or Silent(), device, ranks=ranks), stages or STAGES)
 
     @property
     def path(self) -> Path:
@@ -127,13 +127,13 @@ class Run:
         """Run one stage, or nothing if it is finished. `UserError` if one before it is not."""
         self._needs(name)
         if self.folder.finished(name):
-            self._bench.progress.say(f"{name}: already finished")
+            self._workspace.progress.say(f"{name}: already finished")
             return
         stage = self._stages[name]
         with measured() as cost:
             if stage.shared:
-                self._bench.ranks.tell({"stage": name, "run": str(self.path)})
-            figures = stage.function(self._bench)
+                self._workspace.ranks.tell({"stage": name, "run": str(self.path)})
+            figures = stage.function(self._workspace)
         write_json(
             self.folder.marker(name),
             {
@@ -145,7 +145,7 @@ class Run:
             },
         )
         self._save_metrics()
-        self._bench.progress.say(f"{name}: finished in {cost.seconds:.1f} s")
+        self._workspace.progress.say(f"{name}: finished in {cost.seconds:.1f} s")
 
     def finish(self) -> None:
         """Run all stages that are not finished, in order; `UserError` at once if one of them could not."""
@@ -202,7 +202,7 @@ class Run:
 
     def report(self) -> Path:
         """Write the page; its path. It is drawn anew each time, from what is there: an unfinished run has one too."""
-        self._stages["report"].function(self._bench)
+        self._stages["report"].function(self._workspace)
         return self.path / "report.html"
 
     def tune(self, name: str, **options: Any) -> Tuned:
@@ -210,12 +210,12 @@ class Run:
         from ameir_merlin.tune import tune
 
         self._needs("search")
-        return tune(self._bench, name, **options)
+        return tune(self._workspace, name, **options)
 
     def baseline(self, name: str) -> dict[str, Any]:
         """Train and evaluate one baseline on the prepared data."""
         self._needs("search")
-        result = baseline(self._bench, name)
+        result = baseline(self._workspace, name)
         self._save_metrics()
         return result
 

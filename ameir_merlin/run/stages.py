@@ -1,7 +1,7 @@
 """The stages of a run, in order. Each reads what earlier ones left in the run folder and adds its own files.
 
-A stage is a function from a `Bench` to the figures that its marker keeps. It must be repeatable: a process killed in
-the middle calls it again, and whatever it had begun is continued or written anew.
+A stage is a function from a `Workspace` to the figures that its marker keeps. It must be repeatable: a process killed
+in the middle calls it again, and whatever it had begun is continued or written anew.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-3}
 
 
 @dataclass
-class Bench:
+class Workspace:
     """Where a stage works: the run folder, its data sets (loaded once), a device, and whom to tell how far it is.
 
     device: a torch device name; "" means the GPU if there is one, else the CPU.
@@ -90,15 +90,15 @@ def checked_device(name: str) -> str:
     return name
 
 
-def prepare(bench: Bench) -> Figures:
+def prepare(workspace: Workspace) -> Figures:
     """Raw files → data/ (Parquet, schema, vocabularies)."""
-    run = bench.run
+    run = workspace.run
     source = run.source / "planted.json"
     planted = read_json(source, *PLANTED) if source.is_file() else None
-    if bench.prepared:
+    if workspace.prepared:
         # Preparing does not depend on the seed: another seed's files serve as they are.
         with atomic_folder(run.data) as folder:
-            shutil.copytree(bench.prepared, folder, copy_function=_link, dirs_exist_ok=True)
+            shutil.copytree(workspace.prepared, folder, copy_function=_link, dirs_exist_ok=True)
     else:
         from ameir_merlin.data.prepare import prepare as prepare_data
 
@@ -107,7 +107,7 @@ def prepare(bench: Bench) -> Figures:
             run.config.dataset(),
             run.source,
             run.data,
-            progress=bench.progress,
+            progress=workspace.progress,
             partition_rows=data.partition_rows,
             cluster=data.where(),
         )
@@ -116,128 +116,128 @@ def prepare(bench: Bench) -> Figures:
     return {}
 
 
-def _problem(bench: Bench) -> Problem:
+def _problem(workspace: Workspace) -> Problem:
     from ameir_merlin.search.pipeline import make_problem
 
-    config = bench.run.config
+    config = workspace.run.config
     return make_problem(
-        bench.schema,
-        bench.rows("train"),
-        bench.rows("valid"),
+        workspace.schema,
+        workspace.rows("train"),
+        workspace.rows("valid"),
         config.model,
         config.search,
         config.train,
-        folder=bench.run.search,
+        folder=workspace.run.search,
         space=config.space,
         seed=config.seed,
-        device=bench.torch_device,
-        progress=bench.progress,
-        ranks=bench.ranks,
+        device=workspace.torch_device,
+        progress=workspace.progress,
+        ranks=workspace.ranks,
     )
 
 
-def search(bench: Bench) -> Figures:
+def search(workspace: Workspace) -> Figures:
     """data/ → search/ (every trial, the finalists' one-shot weights) and architecture.json, the search's best."""
     from ameir_merlin.search.pipeline import search as search_architecture
 
-    found = search_architecture(_problem(bench))
-    if bench.ranks.first:
-        found.save(bench.run.path / "architecture.json")
+    found = search_architecture(_problem(workspace))
+    if workspace.ranks.first:
+        found.save(workspace.run.path / "architecture.json")
     return {}
 
 
-def train(bench: Bench) -> Figures:
+def train(workspace: Workspace) -> Figures:
     """search/ → the model: the finalists retrained from their one-shot weights, the winner saved."""
     from ameir_merlin.models import store
     from ameir_merlin.search.pipeline import train_finalists
 
-    model, result, finalists = train_finalists(_problem(bench))
-    if bench.ranks.first:
-        store.save(bench.run.path, model)
-        write_json(bench.run.path / "training.json", {"finalists": finalists, "history": result.history})
+    model, result, finalists = train_finalists(_problem(workspace))
+    if workspace.ranks.first:
+        store.save(workspace.run.path, model)
+        write_json(workspace.run.path / "training.json", {"finalists": finalists, "history": result.history})
     return {}
 
 
-def evaluate(bench: Bench) -> Figures:
+def evaluate(workspace: Workspace) -> Figures:
     """The model and each configured baseline, on validation and test rows."""
     from ameir_merlin.models import store
 
-    splits = _splits(bench, store.load(bench.run.path))
-    write_json(bench.run.path / "evaluation.json", {"splits": splits})
-    for name in bench.run.config.baselines.models:
-        baseline(bench, name)
+    splits = _splits(workspace, store.load(workspace.run.path))
+    write_json(workspace.run.path / "evaluation.json", {"splits": splits})
+    for name in workspace.run.config.baselines.models:
+        baseline(workspace, name)
     return {}
 
 
-def baseline(bench: Bench, name: str) -> dict[str, Any]:
+def baseline(workspace: Workspace, name: str) -> dict[str, Any]:
     """Train baseline `name` on the run's data and keep its metrics in baselines/NAME/; done once, read ever after.
 
     Returns {"valid": {...}, "test": {...}, "seconds": ...}.
     """
-    file = bench.run.baseline(name) / "metrics.json"
+    file = workspace.run.baseline(name) / "metrics.json"
     if file.is_file():
         return read_json(file)
     from ameir_merlin.run.measure import measured
 
     with measured() as cost:
-        splits = _splits(bench, _trained_baseline(bench, name))
+        splits = _splits(workspace, _trained_baseline(workspace, name))
     # Seconds of the last attempt; what an interrupted one took is not known.
     result = {**splits, "seconds": cost.seconds, "peak_rss_gb": cost.peak_rss_gb}
     write_json(file, result)
     (file.parent / CHECKPOINT).unlink(missing_ok=True)
-    bench.progress.say(f"baseline {name}: {_figures(splits['test'])} ({cost.seconds:.1f} s)")
+    workspace.progress.say(f"baseline {name}: {_figures(splits['test'])} ({cost.seconds:.1f} s)")
     return result
 
 
-def _trained_baseline(bench: Bench, name: str) -> nn.Module:
-    from ameir_merlin.models.opponents import opponent
+def _trained_baseline(workspace: Workspace, name: str) -> nn.Module:
+    from ameir_merlin.models.build_baseline import build_baseline
     from ameir_merlin.seeds import derive
     from ameir_merlin.train.loop import fit, seeded
 
-    config, device = bench.run.config, bench.torch_device
+    config, device = workspace.run.config, workspace.torch_device
     options = config.baselines.options.get(name, {})
     with seeded(derive(config.seed, "baseline", name), device):
-        model = opponent(name, bench.schema, config.model, config.search.hidden, options).to(device)
+        model = build_baseline(name, workspace.schema, config.model, config.search.hidden, options).to(device)
     fit(
         model,
-        bench.rows("train"),
-        bench.rows("valid"),
+        workspace.rows("train"),
+        workspace.rows("valid"),
         dataclasses.replace(config.train, objective="", **config.baselines.train.get(name, {})),
         seed=derive(config.seed, "baseline", name, "training"),
         device=device,
-        progress=bench.progress,
+        progress=workspace.progress,
         name=f"baseline {name}",
-        resume=bench.run.baseline(name) / CHECKPOINT,
+        resume=workspace.run.baseline(name) / CHECKPOINT,
     )
     return model
 
 
-def _splits(bench: Bench, model: nn.Module) -> dict[str, Figures]:
+def _splits(workspace: Workspace, model: nn.Module) -> dict[str, Figures]:
     from ameir_merlin.train.evaluate import evaluate as evaluate_model
 
     return {
         split: evaluate_model(
-            model.to(bench.torch_device),
-            bench.rows(split),
-            batch_size=bench.run.config.train.eval_batch,
-            device=bench.torch_device,
-            progress=bench.progress,
+            model.to(workspace.torch_device),
+            workspace.rows(split),
+            batch_size=workspace.run.config.train.eval_batch,
+            device=workspace.torch_device,
+            progress=workspace.progress,
         )
         for split in ("valid", "test")
     }
 
 
-def export(bench: Bench) -> Figures:
+def export(workspace: Workspace) -> Figures:
     """The model with its preprocessing → triton/, a model repository."""
     from ameir_merlin.models import store
     from ameir_merlin.serve.repository import export as export_repository
 
-    run, model = bench.run, store.load(bench.run.path)
+    run, model = workspace.run, store.load(workspace.run.path)
     export_repository(model, run.data / "preprocess", model.schema, run.triton, run.config.export)
     return {}
 
 
-def check(bench: Bench) -> Figures:
+def check(workspace: Workspace) -> Figures:
     """Raw test rows through a real tritonserver, compared with the offline scores of the same rows."""
     import pyarrow as pa
 
@@ -247,12 +247,12 @@ def check(bench: Bench) -> Figures:
     from ameir_merlin.serve.check import check as check_repository
     from ameir_merlin.serve.check import offline_scores
 
-    run, model = bench.run, store.load(bench.run.path)
+    run, model = workspace.run, store.load(workspace.run.path)
     raw = pa.concat_tables([group.read() for group in groups_of(files_of([run.data / "raw_test.parquet"]))])
     test = ResidentData(run.data / "test", model.schema)
     settings = run.config.export
     expected = offline_scores(model, test, raw.num_rows, settings.top_k, settings.exclude_history)
-    with bench.progress.task("comparing a Triton server's scores"):
+    with workspace.progress.task("comparing a Triton server's scores"):
         difference = check_repository(run.triton, raw, expected)
     tolerance = TOLERANCE[settings.response_dtype]
     if not difference <= tolerance:  # NaN fails too
@@ -266,11 +266,11 @@ def _server() -> object:
     return find_server()
 
 
-def report(bench: Bench) -> Figures:
+def report(workspace: Workspace) -> Figures:
     """report.html, the page to look at."""
     from ameir_merlin.report import render
 
-    write_text(bench.run.path / "report.html", render(bench.run.path))
+    write_text(workspace.run.path / "report.html", render(workspace.run.path))
     return {}
 
 
@@ -283,7 +283,7 @@ class Stage:
     beside: what other commands may have made of its outputs, and what is forgotten with them.
     """
 
-    function: Callable[[Bench], Figures]
+    function: Callable[[Workspace], Figures]
     outputs: tuple[str, ...]
     ready: Callable[[], object] = lambda: None
     shared: bool = False

@@ -9,7 +9,7 @@ from core_cases import ITEMS, SCHEMA
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.models import MODELS, model_class
-from ameir_merlin.models.opponents import opponent, sizes
+from ameir_merlin.models.build_baseline import baseline_options, build_baseline
 from ameir_merlin.models.settings import BackboneSettings
 
 BACKBONE = BackboneSettings(embedding_dim=8, embedding_init=0.2, mlp_dropout=0.25)
@@ -20,7 +20,7 @@ RETRIEVAL = [name for name in MODELS if model_class(name).task == "retrieval"]
 @pytest.mark.parametrize("name", CLICK)
 def test_a_click_model_has_the_run_s_sizes(name):
     known = {f.name for f in fields(model_class(name).configuration)}
-    model = opponent(name, SCHEMA, BACKBONE, (12, 7), {})
+    model = build_baseline(name, SCHEMA, BACKBONE, (12, 7), {})
     for option, value in {"dim": 8, "hidden": (12, 7), "dropout": 0.25}.items():
         assert option not in known or getattr(model.config, option) == value
     assert "dim" in known
@@ -29,14 +29,14 @@ def test_a_click_model_has_the_run_s_sizes(name):
 
 @pytest.mark.parametrize("name", RETRIEVAL)
 def test_a_next_item_model_has_the_run_s_embedding_size_and_is_else_its_own(name):
-    options = sizes(name, ITEMS, BACKBONE, (), {})
+    options = baseline_options(name, ITEMS, BACKBONE, (), {})
     assert options == ({"dim": 8} if "dim" in {f.name for f in fields(model_class(name).configuration)} else {})
-    assert opponent(name, ITEMS, BACKBONE, (), {}) is not None
+    assert build_baseline(name, ITEMS, BACKBONE, (), {}) is not None
 
 
 def test_the_experiment_file_comes_first_and_is_checked():
-    model = opponent("din", SCHEMA, BACKBONE, (12, 7), {"hidden": [5], "dim": 4})
+    model = build_baseline("din", SCHEMA, BACKBONE, (12, 7), {"hidden": [5], "dim": 4})
     assert (model.config.hidden, model.config.dim, model.config.dropout) == ((5,), 4, 0.25)
-    assert opponent("dnn", SCHEMA, BACKBONE, (), {}).config.hidden == model_class("dnn").configuration().hidden
+    assert build_baseline("dnn", SCHEMA, BACKBONE, (), {}).config.hidden == model_class("dnn").configuration().hidden
     with pytest.raises(UserError, match="model 'din': no option 'hiden'"):
-        opponent("din", SCHEMA, BACKBONE, (12, 7), {"hiden": [5]})
+        build_baseline("din", SCHEMA, BACKBONE, (12, 7), {"hiden": [5]})

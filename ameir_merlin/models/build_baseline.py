@@ -1,4 +1,4 @@
-"""A model to compare with, as a run builds it: as large as what it is compared with."""
+"""A baseline as a run builds it: as large as what it is compared with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.schema import FeatureSchema
 
 
-def sizes(
+def baseline_options(
     name: str, schema: FeatureSchema, backbone: BackboneSettings, hidden: Sequence[int], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Options of model `name`: the run's embedding size and, for clicks, its MLP and dropout, where the model has them.
@@ -28,12 +28,12 @@ def sizes(
     return {key: value for key, value in wanted.items() if key in known} | dict(options)
 
 
-def opponent(
+def build_baseline(
     name: str, schema: FeatureSchema, backbone: BackboneSettings, hidden: Sequence[int], options: Mapping[str, Any]
 ) -> nn.Module:
-    """Model `name` with `sizes`; `UserError` as `build`.
+    """Model `name` with `baseline_options`; `UserError` as `build`.
 
     Its embeddings begin in [-0.05, 0.05] (Appendix D.1) whatever `embedding_init` is: a larger one is for products of
     many fields, and does DNN and DIN harm (`PERFORMANCE.md`).
     """
-    return build(name, schema, sizes(name, schema, backbone, hidden, options))
+    return build(name, schema, baseline_options(name, schema, backbone, hidden, options))
