@@ -48,7 +48,19 @@ from ameir_merlin.progress import Progress, Task
 from benchmarks.page import with_deviation
 from benchmarks.result import json_option, tell
 from benchmarks.rivals_setup import RECBOLE, REQUIREMENTS, call, recbole_files, recbole_python
-from benchmarks.tables import WORKFLOWS, Bench, Figures, Row, Table, baseline, check_same, run, user_errors
+from benchmarks.tables import (
+    WORKFLOWS,
+    Bench,
+    Figures,
+    Row,
+    Table,
+    baseline,
+    check_same,
+    run,
+    seed_options,
+    seeds_of,
+    user_errors,
+)
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 3
@@ -332,7 +344,7 @@ def compare(kind: str, given: argparse.Namespace, progress: Progress) -> tuple[s
             made[recbole_name(name)] = theirs(name, rivals[name], site)
     bench = Bench.open(prepared, config, out, behaviours=kind == "items", device="cpu", progress=progress)
     table = Table(f"rivals, {kind}", f"{config.name}, ours and RecBole's", made, facts.metrics, "")
-    found = run(table, bench, list(made), range(1, given.repeats + 1), {})
+    found = run(table, bench, list(made), seeds_of(given), {})
     rows = {row["row"]: row for row in found}
     text = f"# {config.name}, {given.repeats} seed(s), one thread\n\n"
     text += markdown(kind, rows, names, read_json(HERE / "peers.json"))
@@ -349,7 +361,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=Path("runs/rivals"), metavar="DIR")
     made.add_argument("--env", type=Path, metavar="DIR", help="of RecBole's environment; by default OUT/recbole")
     made.add_argument("--models", nargs="+", metavar="NAME", help="by default all of the kinds")
-    made.add_argument("--repeats", type=int, default=1, metavar="N", help="seeds 1 to N")
+    seed_options(made, repeats=1)
     made.add_argument("--epochs", type=int, default=100, metavar="N", help="passes at most, of both")
     made.add_argument("--recbole-sizes", action="store_true", help="RecBole's models in the sizes of its own files")
     json_option(made)
@@ -366,8 +378,9 @@ def make(given: argparse.Namespace) -> Figures:
     for name in given.models or ():
         if name not in models:
             raise UserError(f"--models: no row '{name}'; the rows are {', '.join(models)}")
-    if given.repeats < 1 or given.epochs < 1:
-        raise UserError("--repeats and --epochs must be at least 1")
+    seeds_of(given)  # wrong ones are told before anything is read
+    if given.epochs < 1:
+        raise UserError("--epochs must be at least 1")
     torch.set_num_threads(1)
     progress = display()
     texts: list[str] = []

@@ -281,14 +281,7 @@ def parser(table: Table, text: str) -> argparse.ArgumentParser:
         "--config", type=Path, metavar="TOML", help="settings; by default those of the run that DATA is of"
     )
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
-    made.add_argument("--repeats", type=int, default=4, metavar="N", help="so many seeds (4, as in the paper)")
-    made.add_argument(
-        "--first",
-        type=int,
-        default=1,
-        metavar="SEED",
-        help="the first of them; commands with others may share --out",
-    )
+    seed_options(made, repeats=4)
     made.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help="of passes and candidates, 0 to 1")
     made.add_argument("--rows", type=int, metavar="N", help="train on so many rows, drawn at random; by default on all")
     made.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(table.rows)}; by default all")
@@ -309,8 +302,18 @@ def default_config(data: Path) -> Path:
     return WORKFLOWS / ("beauty.toml" if schema.label.task == "retrieval" else "movielens.toml")
 
 
+def seed_options(made: argparse.ArgumentParser, repeats: int) -> None:
+    """--repeats, by default `repeats`, and --first."""
+    made.add_argument("--repeats", type=int, default=repeats, metavar="N", help=f"so many seeds ({repeats})")
+    made.add_argument(
+        "--first", type=int, default=1, metavar="SEED", help="the first of them; commands with others may share --out"
+    )
+
+
 def seeds_of(given: argparse.Namespace) -> range:
-    """The seeds that --first and --repeats name."""
+    """The seeds that --first and --repeats name; `UserError` where they name none."""
+    if given.repeats < 1 or given.first < 0:
+        raise UserError("--repeats must be at least 1, and --first at least 0")
     return range(given.first, given.first + given.repeats)
 
 
@@ -322,8 +325,9 @@ def make(
     for name in names:
         if name not in table.rows:
             raise UserError(f"--models: no row '{name}'; the rows are {', '.join(table.rows)}")
-    if given.repeats < 1 or given.first < 0 or not 0 < given.budget <= 1:
-        raise UserError("--repeats must be at least 1, --first at least 0, and --budget above 0 and at most 1")
+    seeds = seeds_of(given)
+    if not 0 < given.budget <= 1:
+        raise UserError("--budget must be above 0 and at most 1")
     if given.rows is not None and given.rows < 1:
         raise UserError("--rows must be at least 1")
     config = load_config(given.config or default_config(given.data), given.set, definition=False)
@@ -331,7 +335,7 @@ def make(
     more: dict[str, Any] = {"device": given.device} if given.device else {}
     more |= {"behaviours": table.behaviours, "budget": given.budget, "rows": given.rows}
     bench = Bench.open(given.data, config, out, progress=display(), **more)
-    rows = run(table, bench, names, seeds_of(given), extra or {})
+    rows = run(table, bench, names, seeds, extra or {})
     dataset = given.dataset or config.name
     test = significance(rows, table.ours, table.metrics[0])
     figures = figures_of(rows, test, table.metrics[0])

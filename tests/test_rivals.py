@@ -312,7 +312,12 @@ def test_each_row_is_a_model_of_its_kind_and_sizes_are_of_its_configuration():
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [(["books"], "no kind 'books'"), (["--models", "dmm"], "no row 'dmm'"), (["--repeats", "0"], "at least 1")],
+    [
+        (["books"], "no kind 'books'"),
+        (["--models", "dmm"], "no row 'dmm'"),
+        (["--repeats", "0"], "at least 1"),
+        (["--first", "-1"], "at least 0"),
+    ],
 )
 def test_wrong_options_are_one_line(more, message, raw: Path, tmp_path: Path):
     with pytest.raises(UserError, match=message):

@@ -311,8 +311,9 @@ def test_searched_prints_what_was_found_by_seed(prepared, tmp_path: Path, capsys
     ("more", "message"),
     [
         (["--models", "dnm"], "no row 'dnm'"),
-        (["--budget", "0"], "--budget above 0"),
+        (["--budget", "0"], "--budget must be above 0"),
         (["--rows", "0"], "--rows must be at least 1"),
+        (["--first", "-1"], "--first at least 0"),
         (["--set", "train.epoch=1"], "epoch"),
     ],
 )
