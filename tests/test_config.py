@@ -180,7 +180,7 @@ def test_differences():
 def test_configurations_of_the_repository():
     root = Path(__file__).resolve().parents[1] / "workflows"
     files = sorted(root.glob("*.toml"))
-    names = ["alimama", "avazu", "beauty", "criteo", "demo", "movielens", "movielens_random", "steam"]
+    names = ["alimama", "avazu", "beauty", "beauty_eqn7", "criteo", "demo", "movielens", "movielens_random", "steam"]
     assert [file.stem for file in files] == names
     for file in files:
         config = load_config(file)
