@@ -1,4 +1,4 @@
-"""A small world to serve: schemas, preprocess folders, raw rows, and a slow reference of what preprocessing gives."""
+"""A small world to serve: schemas, raw rows, a slow reference of what preprocessing gives, models, and exports."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 import torch
 
 from ameir_merlin.batch import Batch
+from ameir_merlin.models import build
 from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
+from ameir_merlin.serve.repository import export
+from ameir_merlin.serve.settings import ExportSettings
 from ameir_merlin.space import Architecture, Block, MLPLayer
 
 T = 6
@@ -261,3 +264,25 @@ def retrieval_model():
 def offline(model, rows):
     with torch.no_grad():
         return torch.sigmoid(model(batch_of(Reference(CLICK).prepared(rows), click_schema())).logits).numpy()
+
+
+# The repositories that `write_repositories` makes, with what runs their model.
+ENGINES = {"onnx": "onnxruntime", "script": "torchscript", "eager": "torch"}
+SHOPS = {"shop": "auto", "script_shop": "torchscript", "eager_shop": "torch"}
+
+
+def write_repositories(folder: Path) -> Path:
+    """Exports of every kind that this machine can run, and din, into folder/NAME; their sources in clicks and items."""
+    clicks = write_preprocess(folder / "clicks", CLICK)
+    items = write_preprocess(folder / "items", RETRIEVAL)
+    for name, engine in ENGINES.items():
+        settings = ExportSettings(name=name, engine=engine, max_batch_size=1024)
+        export(click_model(), clicks, click_schema(), folder / name, settings)
+    torch.manual_seed(3)
+    din = build("din", click_schema()).eval()
+    settings = ExportSettings(name="din", response_dtype="float64", warm_up=())
+    export(din, clicks, click_schema(), folder / "din", settings)
+    for name, engine in SHOPS.items():
+        settings = ExportSettings(name=name, engine=engine, top_k=5)
+        export(retrieval_model(), items, retrieval_schema(), folder / name, settings)
+    return folder
