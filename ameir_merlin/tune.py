@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import random
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,6 +99,7 @@ def tune(
     seed = workspace.run.config.seed
     folder = workspace.run.path / "tune"
     journal = Journal(folder / f"{name}.jsonl")
+    states = folder / f"{name}-trial"  # of the trial under way
     for record in journal.records:
         if record["method"] != method or set(record["values"]) != set(grid):
             raise UserError(f"{journal.path}: trials of another tuning; delete it to start anew")
@@ -115,13 +119,15 @@ def tune(
             study.sampler = optuna.samplers.TPESampler(seed=derive(seed, "tune", number) % 2**32)
             trial = study.ask(space)
             began = time.perf_counter()
-            score = evaluate(workspace, name, trial.params, number, folder / f"{name}.pt")
+            # Named by what it is of: one that a kill has left must not be continued by another trial.
+            of = hashlib.sha256(json.dumps([number, trial.params], sort_keys=True).encode()).hexdigest()[:16]
+            score = evaluate(workspace, name, trial.params, number, states / f"{of}.pt")
             study.tell(trial, score)
             seconds = round(time.perf_counter() - began, 2)
             journal.append(
                 {"number": number, "method": method, "values": trial.params, "score": score, "seconds": seconds}
             )
-            (folder / f"{name}.pt").unlink(missing_ok=True)
+            shutil.rmtree(states, ignore_errors=True)
             task.advance(score=score, best=study.best_value)
     best = max(journal.records, key=lambda record: record["score"])
     tuned = Tuned(best["values"], best["score"], journal.records)

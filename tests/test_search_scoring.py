@@ -205,6 +205,19 @@ def test_logloss_is_scikit_learn_s():
     assert logloss(torch.tensor([200.0]), torch.tensor([0.0])).item() == pytest.approx(200.0)  # far out, and finite
 
 
+def test_scores_that_are_no_numbers_lose():
+    """A broken net must not be taken for a perfect one."""
+    nan, labels = float("nan"), torch.tensor([1, 0, 1, 0])
+    assert auc(torch.full((4,), nan), labels) == 0
+    assert auc(torch.tensor([3.0, nan, 2.0, 1.0]), labels) == 0.5
+    assert auc(torch.tensor([3.0, 1.0, nan, 2.0]), labels) == 0.5
+    assert logloss(torch.tensor([0.0, nan, 1.0, 0.0]), labels) == float("inf")
+    target = torch.tensor([nan, 1.0, 1.0])
+    others = torch.tensor([[2.0, 0.0], [0.0, nan], [nan, 1.0]])
+    assert rank(target, others).tolist() == [2.0, 1.0, 1.5]
+    assert rank(torch.tensor([nan]), torch.tensor([[nan, nan]])).tolist() == [2.0]
+
+
 def test_ranks_hits_and_ndcg_by_hand():
     own = torch.tensor([5.0, 1.0, 3.0, 3.0])
     others = torch.tensor([[4.0, 3.0, 2.0], [4.0, 3.0, 2.0], [4.0, 3.0, 2.0], [3.0, 3.0, 9.0]])

@@ -232,6 +232,13 @@ def test_a_loss_that_is_not_finite_is_refused():
         fit(model_of(FIELDS), data(FIELDS), data(FIELDS, 2), replace(SETTINGS, learning_rate=1e30))
 
 
+def test_weights_that_the_last_update_broke_are_not_the_best():
+    """One update a pass: its loss was told before the weights broke, so that the scores alone can say so."""
+    alone = replace(SETTINGS, learning_rate=1e30, epochs=1, batch_size=10_000)
+    with pytest.raises(FloatingPointError, match=r"validation scores are no numbers: lower train\.learning_rate"):
+        fit(model_of(FIELDS), data(FIELDS), data(FIELDS, 2), alone)
+
+
 def test_gradients_are_clipped():
     model = model_of(FIELDS)
     seen = []

@@ -112,7 +112,31 @@ def test_models_are_trained_with_the_values(name, workspace):
     assert len(tuned.trials) == 6
     assert len({round(t["score"], 6) for t in tuned.trials}) > 2
     assert all(0 <= t["score"] <= 1 for t in tuned.trials)
-    assert not list((workspace.run.path / "tune").glob("*.pt"))
+    assert not list((workspace.run.path / "tune").rglob("*.pt"))
+
+
+def test_what_a_kill_left_of_a_trial_is_not_the_next_one_s(workspace, monkeypatch):
+    """Killed when a trial was written down, and its state not yet removed."""
+    seen = []
+
+    def keep(_, name, values, number, resume):
+        seen.append(resume)
+        resume.parent.mkdir(parents=True, exist_ok=True)
+        resume.touch()
+        return values["train.learning_rate"]
+
+    def die(*_, **__):
+        raise Killed
+
+    monkeypatch.setattr(module, "evaluate", keep)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "rmtree", die)
+        with pytest.raises(Killed):
+            tune(workspace, "dnn", method="grid", trials=3, grid=GRID)
+    assert seen[0].exists()
+    tune(workspace, "dnn", method="grid", trials=3, grid=GRID)
+    assert len(set(seen)) == 3
+    assert not seen[0].exists()
 
 
 @pytest.mark.parametrize(

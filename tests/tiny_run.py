@@ -30,6 +30,8 @@ valid_rows = 64
 [train]
 epochs = 2
 batch_size = 256
+[export]
+max_batch_size = 64
 [baselines]
 models = ["dnn"]
 """

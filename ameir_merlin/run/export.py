@@ -22,15 +22,18 @@ def export_to(
 
     "compiled": preprocessing as arrays, as the stage `export` writes it, with `settings` or else `[export]` of the
     run's configuration. "merlin": the stock ensemble of Merlin Systems for clicks, with NVTabular's workflow as a
-    pickle; a warning says so.
+    pickle; a warning says so. `UserError` where a server runs on `to`.
     """
     from ameir_merlin.models import store
     from ameir_merlin.serve.repository import export
+    from ameir_merlin.serve.triton import running_on
 
     if flavour not in get_args(Flavour):
         raise UserError(f"flavour is '{flavour}', expected one of {', '.join(get_args(Flavour))}")
     if not run.finished("train"):
         raise UserError(f"{run.path}: 'export' needs 'train', which is not finished")
+    if running_on(to):
+        raise UserError(f"{to}: a server runs on it; export to another folder, and `ameir-merlin swap` that one in")
     model = store.load(run.path)
     if flavour == "compiled":
         return export(model, run.data / "preprocess", model.schema, to, settings or run.config.export)

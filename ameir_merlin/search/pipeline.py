@@ -204,7 +204,8 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
     assert best is not None
     if problem.ranks.first:
         own = [row for row in rows if row["start"] in starts]
-        _note_choice(problem, [max(r[metric] for r in own if r["finalist"] == n) for n in range(len(finalists))])
+        scores = [max(r[metric] for r in own if r["finalist"] == n) for n in range(len(finalists))]
+        _note_choice(problem, scores, max(r[metric] for r in rows))
     return *best, rows
 
 
@@ -233,11 +234,14 @@ def _anew(problem: Problem, architecture: Architecture) -> Ameir:
         return Ameir(problem.schema, architecture, problem.backbone)
 
 
-def _note_choice(problem: Problem, scores: list[float]) -> None:
-    """Write into the record of the step that the finalists came from how they did, and which was taken."""
+def _note_choice(problem: Problem, scores: list[float], best: float) -> None:
+    """Write into the record of the step that the finalists came from how they did, and which was taken.
+
+    best: of all that was retrained; none of the finalists was taken where an ablation is ahead of them.
+    """
     record = StepRecord.load(problem.folder, {"A": "behaviour", "C": "mlp"}.get(problem.settings.variant, ""))
     if record is None:
         return
     record.retrained = [{"number": n, "score": s} for n, s in zip(record.finalists, scores)]
-    record.chosen = record.finalists[scores.index(max(scores))]
+    record.chosen = record.finalists[scores.index(best)] if best in scores else None
     record.save(problem.folder)

@@ -18,12 +18,11 @@ from ameir_merlin.serve.rows import Rows, as_table
 from ameir_merlin.serve.swap import public_name
 from ameir_merlin.serve.triton import Server, running_server
 
+SIZES = (1, 2, 63, 1024)  # batches that are sent, where the repository takes as many rows
 _MOST = 64  # batches sent of each size
 
 
-def check(
-    repository: str | Path, raw_rows: Rows, expected_scores: np.ndarray, sizes: Sequence[int] = (1, 2, 63, 1024)
-) -> float:
+def check(repository: str | Path, raw_rows: Rows, expected_scores: np.ndarray, sizes: Sequence[int] = SIZES) -> float:
     """Start a server on `repository`, send raw rows in batches of each size over gRPC and HTTP, and compare.
 
     expected_scores: clicks: probabilities `[N]`. Retrieval: `[N, k']` with k' >= k, each row's best scores in

@@ -60,10 +60,16 @@ class Installation:
 
 
 def server_of(repository: str | Path) -> Server:
-    """The server that this user has running on `repository`, started by whatever process.
+    """As `running_on`; `UserError` when there is none."""
+    server = running_on(repository)
+    if server is None:
+        start = f"ameir-merlin serve {repository}"
+        raise UserError(f"{repository}: no server of yours runs on it; start one with '{start}'")
+    return server
 
-    Raises `UserError` when there is none.
-    """
+
+def running_on(repository: str | Path) -> Server | None:
+    """The server that this user has running on `repository`, started by whatever process; None where there is none."""
     wanted = str(Path(repository).resolve())
     for note in sorted(Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/{_NOTE}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -75,7 +81,7 @@ def server_of(repository: str | Path) -> Server:
             command = Path(f"/proc/{server.pid}/cmdline").read_bytes()
             if wanted in about["repositories"] and server.key and server.key.encode() in command:
                 return server
-    raise UserError(f"{repository}: no server of yours runs on it; start one with 'ameir-merlin serve {repository}'")
+    return None
 
 
 def find_server() -> Installation:

@@ -113,6 +113,8 @@ def fit(
             )
         seconds = time.perf_counter() - began
         scores = evaluate(scored, valid, batch_size=settings.eval_batch, device=device, ranks=ranks)
+        if not all(map(math.isfinite, scores.values())):  # a pass's last update breaks weights that no loss saw yet
+            raise Diverged("validation scores are no numbers: lower train.learning_rate or set train.clip")
         result.seconds += seconds
         result.examples += train.rows
         result.history.append({"epoch": epoch, "loss": loss, "seconds": seconds, **scores})

@@ -10,12 +10,14 @@ from torch import Tensor
 def auc(scores: Tensor, labels: Tensor) -> Tensor:
     """Area under the ROC curve: the chance that a positive row scores above a negative one, ties counting half.
 
-    scores float `[..., n]`, labels `[n]` in {0, 1}; returns `[...]`, 0.5 where one class is missing.
+    scores float `[..., n]`, labels `[n]` in {0, 1}; returns `[...]`, 0.5 where one class is missing. A score that is no
+    number loses to all others.
     """
-    positive = scores[..., labels > 0.5].contiguous()
-    negative = scores[..., labels <= 0.5].sort(-1).values.contiguous()
+    positive, negative = scores[..., labels > 0.5], scores[..., labels <= 0.5]
     if not positive.shape[-1] or not negative.shape[-1]:
         return torch.full(scores.shape[:-1], 0.5, dtype=torch.float64)
+    positive = positive.masked_fill(positive.isnan(), -torch.inf).contiguous()
+    negative = negative.masked_fill(negative.isnan(), torch.inf).sort(-1).values.contiguous()
     below = torch.searchsorted(negative, positive, right=False)
     not_above = torch.searchsorted(negative, positive, right=True)
     wins = (below + not_above).to(torch.float64).sum(-1) / 2
@@ -23,15 +25,19 @@ def auc(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def logloss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean binary log loss in nats; logits `[..., n]`, labels `[n]`; returns `[...]`."""
+    """Mean binary log loss in nats; logits `[..., n]`, labels `[n]`; returns `[...]`, inf where one is no number."""
     labels = labels.to(torch.float64).expand(logits.shape)
-    return F.binary_cross_entropy_with_logits(logits.to(torch.float64), labels, reduction="none").mean(-1)
+    loss = F.binary_cross_entropy_with_logits(logits.to(torch.float64), labels, reduction="none").mean(-1)
+    return loss.masked_fill(loss.isnan(), torch.inf)
 
 
 def rank(target: Tensor, others: Tensor) -> Tensor:
-    """0-based rank of `target [..., B]` among `others [..., B, n]`, best first; a tie counts half a place."""
+    """0-based rank of `target [..., B]` among `others [..., B, n]`, best first; a tie counts half a place.
+
+    A target whose score is no number is behind all others, and one that is a number behind those that are none.
+    """
     target = target.unsqueeze(-1)
-    return (others > target).sum(-1) + (others == target).sum(-1) / 2
+    return (~(others <= target)).sum(-1) + (others == target).sum(-1) / 2
 
 
 def hit_rate(ranks: Tensor, k: int) -> Tensor:

@@ -196,7 +196,10 @@ class MixtureUpdate:
 
 
 class ValidationTurn:
-    """DARTS's steps: batch after batch of the validation rows, shuffled anew in each round."""
+    """DARTS's steps: batch after batch of the validation rows, shuffled anew in each round.
+
+    One for each pass, so that none depends on where the one before it ended.
+    """
 
     def __init__(self, problem: Problem, supernet: Supernet, relaxation: Relaxation) -> None:
         self.problem, self.supernet, self.relaxation = problem, supernet, relaxation
@@ -238,8 +241,11 @@ def _search(kind: type[Relaxation]):
         updates = math.ceil(problem.train.rows / problem.settings.batch_size) * passes(problem, settings)
         relaxation = kind(choices, settings.relaxation, derive(problem.seed, "alphas"), updates)
         relaxation.to(problem.device)
-        turn = ValidationTurn(problem, supernet, relaxation) if isinstance(relaxation, Darts) else None
         batches = problem.validation()
+
+        def update(net: Supernet, rng: random.Random) -> MixtureUpdate:
+            turn = ValidationTurn(problem, net, relaxation) if isinstance(relaxation, Darts) else None
+            return MixtureUpdate(net, rng, relaxation, turn)
 
         def validate() -> float:
             with Silent().task("") as task:
@@ -253,7 +259,7 @@ def _search(kind: type[Relaxation]):
             settings,
             supernet,
             ledger,
-            update=lambda net, rng: MixtureUpdate(net, rng, relaxation, turn),
+            update=update,
             validate=validate,
             beside=relaxation,
             after=relaxation.after if isinstance(relaxation, Snas) else lambda: None,
