@@ -36,6 +36,8 @@ class BackboneSettings:
     def __post_init__(self) -> None:
         if self.embedding_dim < 1:
             raise ValueError(f"embedding_dim is {self.embedding_dim}, expected at least 1")
+        if not 0 < self.embedding_init < float("inf"):
+            raise ValueError(f"embedding_init is {self.embedding_init}, expected a number above 0")
         for name in ("block_dropout", "mlp_dropout", "input_dropout", "readout_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0 and below 1")

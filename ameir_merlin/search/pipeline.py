@@ -14,6 +14,7 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.models.supernet import Supernet, derive, inherit
+from ameir_merlin.nn.activation import ACTIVATIONS
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.schema import FeatureSchema
@@ -28,6 +29,7 @@ from ameir_merlin.seeds import derive as derive_seed
 from ameir_merlin.space import SPACES, ZERO, Architecture, Block, Choices, Interaction
 from ameir_merlin.train.evaluate import main_metric
 from ameir_merlin.train.loop import FitResult, fit, seeded
+from ameir_merlin.train.objectives import check_objective
 from ameir_merlin.train.settings import TrainSettings
 
 FINALISTS = "finalists.pt"
@@ -59,7 +61,8 @@ def make_problem(
 ) -> Problem:
     """Check that the settings fit the data, and put them together.
 
-    Raises `UserError` for a variant that the data has no features for, or a width that heads do not divide.
+    Raises `UserError` for a variant that the data has no features for, an objective of another task, an activation that
+    there is not, or a width that heads do not divide.
     """
     if space not in SPACES:
         raise UserError(f"space: unknown '{space}', expected one of {', '.join(SPACES)}")
@@ -71,6 +74,10 @@ def make_problem(
         raise UserError(f"search.variant: '{settings.variant}' needs at least two sparse fields")
     if training.metric and (training.metric == "auc") != (schema.label.task == "click"):
         raise UserError(f"train.metric: '{training.metric}' is none of a data set for task '{schema.label.task}'")
+    check_objective(training.objective, schema.label.task, "train.objective")
+    for key in ("hidden_activation", "interaction_activation"):
+        if (name := getattr(settings, key)) not in (known := (*ACTIVATIONS, "dice")):
+            raise UserError(f"search.{key}: unknown '{name}', expected one of {', '.join(known)}")
     if settings.variant == "A" and schema.behaviour is None:
         raise UserError("search.variant: 'A' searches behaviours, and the schema has none")
     width = len(schema.history_fields) * backbone.embedding_dim

@@ -97,6 +97,11 @@ class SearchSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("learning_rate", "l2", "parsimony"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
+        if not 0 < self.interaction_init < float("inf"):
+            raise ValueError(f"interaction_init is {self.interaction_init}, expected a number above 0")
         for name in ("blocks", "interactions", "mlp_layers", "epochs_warmup", "epochs_further"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
