@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -107,11 +108,25 @@ def test_the_page_from_top_to_bottom(place):
         (answer,) = answers
         assert (answer["model_version"], answer["outputs"][0]["shape"]) == ("1", [1, 1])
         assert run(place, "export", "runs/movielens", "--to", "models/one").returncode == 0
-        assert run(place, "swap", "models/live", "models/one", "--drain", "0").returncode == 0
+        swapping = subprocess.Popen(
+            [sys.executable, "-m", "ameir_merlin.cli", "swap", "models/live", "models/one", "--drain", "60"],
+            cwd=place,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.DEVNULL,
+        )
         with Client(f"127.0.0.1:{ports['8001']}") as client:
-            assert abs(client.score(rows) - scores).max() < 1e-6
+            end = time.monotonic() + 60
+            while abs(client.score(rows) - scores).max() > 1e-6:
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            swapping.send_signal(signal.SIGINT)  # in the drain: the new version is there, the old one goes
+            assert swapping.wait(30) == 130
             missing = client.score({**first, "age": [None]})
             assert missing[0] == pytest.approx(answer["outputs"][0]["data"][0], abs=1e-6)
+        refused = run(place, "export", "runs/movielens", "--to", "models/live")
+        assert refused.returncode == 2
+        assert "models/live: a server runs on it" in refused.stderr
+        assert run(place, "swap", "models/live", "models/v2", "--drain", "0").returncode == 0
     assert ran == ["export", "serve", "python", "python", "curl", "export", "swap"]
 
 

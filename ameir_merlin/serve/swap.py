@@ -52,21 +52,23 @@ def _swap(server: Server, live: Path, new: Path, drain: float) -> None:
     models = Repository(server.http, server.key)
     with tempfile.TemporaryDirectory() as kept:
         before = shutil.copytree(live / name, Path(kept) / name)
-        for step in steps:
-            shutil.copytree(new / step, live / step)
-        manifest.write(live)
         try:
+            for step in steps:
+                shutil.copytree(new / step, live / step)
+            manifest.write(live)
             for step in steps:
                 models.load(step)
             _replace(live / name, new / name)
             manifest.write(live)
             models.load(name)
-        except UserError:
+        except BaseException:  # an interrupt, too, must not leave both versions there
             _replace(live / name, before)
             _drop(models, live, steps)
             raise
-        time.sleep(drain)
-        _drop(models, live, old)
+        try:
+            time.sleep(drain)
+        finally:
+            _drop(models, live, old)
 
 
 def public_name(repository: str | Path) -> str:
@@ -107,7 +109,8 @@ def _interface(ensemble: Path) -> set[str]:
 def _drop(models: Repository, live: Path, steps: list[str]) -> None:
     for step in steps:
         models.unload(step)
-        shutil.rmtree(live / step)
+        if (live / step).exists():  # an interrupt may come before it is copied
+            shutil.rmtree(live / step)
     manifest.write(live)
 
 
