@@ -119,8 +119,8 @@ def test_the_page_from_top_to_bottom(place):
             while abs(client.score(rows) - scores).max() > 1e-6:
                 assert time.monotonic() < end
                 time.sleep(0.1)
-            swapping.send_signal(signal.SIGINT)  # in the drain: the new version is there, the old one goes
-            assert swapping.wait(30) == 130
+            swapping.terminate()  # in the drain: the new version is there, the old one goes
+            assert swapping.wait(30) == 143
             missing = client.score({**first, "age": [None]})
             assert missing[0] == pytest.approx(answer["outputs"][0]["data"][0], abs=1e-6)
         refused = run(place, "export", "runs/movielens", "--to", "models/live")
