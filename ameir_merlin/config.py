@@ -315,7 +315,7 @@ def _check_together(dataset: Dataset, parts: Mapping[str, Any], errors: list[str
     """What can only be told from the declared fields and the settings together."""
     from ameir_merlin.models import model_class
     from ameir_merlin.search.pipeline import make_problem
-    from ameir_merlin.train.objectives import check_objective
+    from ameir_merlin.train.checks import check_training
 
     schema = dataset.schema()
     for i, name in enumerate(parts["baselines"].models):
@@ -323,12 +323,14 @@ def _check_together(dataset: Dataset, parts: Mapping[str, Any], errors: list[str
             errors.append(
                 f'baselines.models.{i}: "{name}" is a model for task "{task}", the data set has "{schema.label.task}"'
             )
-    for name, overrides in parts["baselines"].train.items():
+    for name, changes in parts["baselines"].train.items():
+        section = f"baselines.train.{name}"
         try:
-            told = dataclasses.replace(parts["train"], **overrides)
-            check_objective(told.objective if "objective" in overrides else "", schema.label.task, "objective")
-        except (ValueError, UserError) as error:
-            errors.append(f"baselines.train.{name}: {error}")
+            check_training(parts["train"].of_baseline(changes), schema.label.task, section)
+        except UserError as error:
+            errors.append(str(error))
+        except ValueError as error:  # values that do not go together
+            errors.append(f"{section}: {error}")
     try:
         # Only looks at schema and settings; the rows come later.
         make_problem(

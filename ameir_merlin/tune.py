@@ -184,7 +184,7 @@ def evaluate(workspace: Workspace, name: str, values: Mapping[str, float], numbe
             model = build_baseline(name, workspace.schema, backbone, config.search.hidden, options)
     if name != FOUND:
         own = {k: v for k, v in config.baselines.train.get(name, {}).items() if f"train.{k}" not in values}
-        settings = dataclasses.replace(settings, objective="", **own)
+        settings = settings.of_baseline(own)
     try:
         result = fit(
             model,

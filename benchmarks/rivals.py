@@ -322,7 +322,9 @@ def figures_of(kind: str, rows: Mapping[str, Figures], names: Sequence[str]) -> 
     return found
 
 
-def compare(kind: str, given: argparse.Namespace, progress: Progress) -> tuple[str, dict[str, float], list[Figures]]:
+def compare(
+    kind: str, given: argparse.Namespace, seeds: range, progress: Progress
+) -> tuple[str, dict[str, float], list[Figures]]:
     """Train what is missing of one kind: its Markdown, figures and rows."""
     facts, out = KINDS[kind], given.out / kind
     names = [name for name in facts.models if not given.models or name in given.models]
@@ -344,7 +346,7 @@ def compare(kind: str, given: argparse.Namespace, progress: Progress) -> tuple[s
             made[recbole_name(name)] = theirs(name, rivals[name], site)
     bench = Bench.open(prepared, config, out, behaviours=kind == "items", device="cpu", progress=progress)
     table = Table(f"rivals, {kind}", f"{config.name}, ours and RecBole's", made, facts.metrics, "")
-    found = run(table, bench, list(made), seeds_of(given), {})
+    found = run(table, bench, list(made), seeds, {})
     rows = {row["row"]: row for row in found}
     text = f"# {config.name}, {given.repeats} seed(s), one thread\n\n"
     text += markdown(kind, rows, names, read_json(HERE / "peers.json"))
@@ -378,7 +380,7 @@ def make(given: argparse.Namespace) -> Figures:
     for name in given.models or ():
         if name not in models:
             raise UserError(f"--models: no row '{name}'; the rows are {', '.join(models)}")
-    seeds_of(given)  # wrong ones are told before anything is read
+    seeds = seeds_of(given)
     if given.epochs < 1:
         raise UserError("--epochs must be at least 1")
     torch.set_num_threads(1)
@@ -388,7 +390,7 @@ def make(given: argparse.Namespace) -> Figures:
     for kind in kinds:
         if given.models and not set(given.models) & set(KINDS[kind].models):
             continue
-        text, figures, rows = compare(kind, given, progress)
+        text, figures, rows = compare(kind, given, seeds, progress)
         texts.append(text)
         result["figures"] |= figures
         result["rows"][kind] = rows

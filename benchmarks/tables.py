@@ -131,7 +131,7 @@ Row = Callable[[Bench, int], Figures]
 def trained(bench: Bench, model: nn.Module, name: str, seed: int, **changes: Any) -> Figures:
     """Train `model`, which is row `name`, by the configuration's `[train]`, and measure it."""
     resume = bench.checkpoint(name, seed)
-    settings = dataclasses.replace(bench.training, **{"objective": "", **changes})
+    settings = bench.training.of_baseline(changes)
     result = fit(
         model,
         bench.splits["train"],

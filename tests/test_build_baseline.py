@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from core_cases import ITEMS, SCHEMA
@@ -11,6 +11,7 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.models import MODELS, model_class
 from ameir_merlin.models.build_baseline import baseline_options, build_baseline
 from ameir_merlin.models.settings import BackboneSettings
+from ameir_merlin.train.settings import TrainSettings
 
 BACKBONE = BackboneSettings(embedding_dim=8, embedding_init=0.2, mlp_dropout=0.25)
 CLICK = [name for name in MODELS if model_class(name).task == "click"]
@@ -40,3 +41,9 @@ def test_the_experiment_file_comes_first_and_is_checked():
     assert build_baseline("dnn", SCHEMA, BACKBONE, (), {}).config.hidden == model_class("dnn").configuration().hidden
     with pytest.raises(UserError, match="model 'din': no option 'hiden'"):
         build_baseline("din", SCHEMA, BACKBONE, (12, 7), {"hiden": [5]})
+
+
+def test_a_baseline_is_trained_with_its_own_objective_unless_told_otherwise():
+    run = TrainSettings(objective="softmax", learning_rate=0.5)
+    assert run.of_baseline({}) == TrainSettings(objective="", learning_rate=0.5)
+    assert run.of_baseline({"objective": "bpr", "l2": 0.0}) == replace(run, objective="bpr", l2=0.0)

@@ -11,6 +11,7 @@ import pytest
 from serve_fixtures import (
     CLICK,
     RETRIEVAL,
+    Bomb,
     Reference,
     click_rows,
     click_schema,
@@ -167,16 +168,6 @@ def test_whole_numbers_read_as_floats(tmp_path):
         {"history_item__values": values, "history_item__offsets": offsets(0, 5)}
     )
     assert ids.tolist() == [[0, 1, 3, 2, 2, 2]]
-
-
-class Bomb:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 @pytest.mark.parametrize("place", ["preprocess.json", "vocabularies/age.parquet", "vocabularies/extra.pkl"])

@@ -20,6 +20,7 @@ from serve_fixtures import (
     ENGINES,
     RETRIEVAL,
     SHOPS,
+    Bomb,
     Reference,
     batch_of,
     click_model,
@@ -81,14 +82,6 @@ def test_every_file_is_watched(repository):
     (repository / "eager_model" / "1" / "extra.py").touch()
     with pytest.raises(UserError, match=r"extra\.py: not in the manifest"):
         manifest.verify(repository)
-
-
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def test_a_pickle_with_a_fitting_manifest_is_refused_unread(folder, repository, tmp_path):

@@ -1,5 +1,6 @@
 """A real tritonserver: its scores are the offline ones, faults are named, and it goes when it should."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -267,15 +268,25 @@ def gone(pid, seconds=15.0):
     return not group(pid)
 
 
-def shared_memory():
-    """What our servers keep there; other programs come and go."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith("ameir-triton-")}
+def shared_memory(server):
+    """What this server keeps there; others, of tests side by side, come and go."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith(f"{server.log.parent.name}_")}
 
 
-def test_check_starts_a_server_and_leaves_nothing_behind(world, rows, expected):
-    regions, processes = shared_memory(), set(psutil.Process().children())
+def test_check_starts_a_server_and_leaves_nothing_behind(world, rows, expected, monkeypatch):
+    started = []
+
+    @contextlib.contextmanager
+    def noted(*repositories):
+        with running_server(*repositories) as server:
+            started.append(server)
+            assert shared_memory(server)
+            yield server
+
+    monkeypatch.setattr("ameir_merlin.serve.check.running_server", noted)
+    processes = set(psutil.Process().children())
     assert check(world[1] / "onnx", rows, expected, sizes=(63,)) <= 1e-5
-    assert shared_memory() <= regions
+    assert [shared_memory(server) for server in started] == [set()]
     assert set(psutil.Process().children()) <= processes
 
 

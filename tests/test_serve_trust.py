@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from serve_fixtures import CLICK, click_model, click_schema, write_preprocess
+from serve_fixtures import CLICK, Bomb, click_model, click_schema, write_preprocess
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.run import RunFolder
@@ -96,16 +96,6 @@ def test_a_repository_that_may_not_be_read_is_named(scripted, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(UserError, match=r"manifest\.json: cannot be read by user \d+ \(Permission denied\)"):
         manifest.verify(scripted)
-
-
-class Bomb:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def test_export_runs_no_pickle_of_a_run(home, tmp_path):

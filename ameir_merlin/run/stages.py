@@ -6,7 +6,6 @@ in the middle calls it again, and whatever it had begun is continued or written 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import re
@@ -202,7 +201,7 @@ def _trained_baseline(workspace: Workspace, name: str) -> nn.Module:
         model,
         workspace.rows("train"),
         workspace.rows("valid"),
-        dataclasses.replace(config.train, objective="", **config.baselines.train.get(name, {})),
+        config.train.of_baseline(config.baselines.train.get(name, {})),
         seed=derive(config.seed, "baseline", name, "training"),
         device=device,
         progress=workspace.progress,
@@ -298,7 +297,10 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "prepare": Stage(prepare, ("data", "planted.json"), beside=("tune",)),
     "search": Stage(
-        search, ("search", "architecture.json"), shared=True, beside=("tune/ameir.jsonl", "tune/ameir.json")
+        search,
+        ("search", "architecture.json"),
+        shared=True,
+        beside=("tune/ameir.jsonl", "tune/ameir.json", "tune/ameir-trial"),
     ),
     "train": Stage(
         train, ("model.safetensors", "model.json", "schema.json", "training.json", "search/retraining"), shared=True

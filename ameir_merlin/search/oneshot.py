@@ -27,7 +27,7 @@ from ameir_merlin.space import Architecture
 from ameir_merlin.train import checkpoint
 from ameir_merlin.train.loop import seeded
 from ameir_merlin.train.objectives import OBJECTIVES, Objective
-from ameir_merlin.train.optimizer import adam, checked_tables, cosine, gradients
+from ameir_merlin.train.optimizer import adam, cosine, gradients
 from ameir_merlin.train.precision import in_precision
 from ameir_merlin.train.shared import shared
 
@@ -156,7 +156,6 @@ def train_one_shot(
     steps = math.ceil(train.rows / rows)
     loss_of: Objective = OBJECTIVES[objective]()
     supernet.to(device)
-    checked_tables(settings.tables, supernet.schema.label.task, ranks.size, "search.tables")
     checked_paths(settings.paths, device, ranks.size)
     optimizer = adam(supernet, settings.learning_rate, settings.l2, 0.0, settings.tables)
     training = Training()

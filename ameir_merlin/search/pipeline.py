@@ -27,9 +27,10 @@ from ameir_merlin.search.record import StepRecord
 from ameir_merlin.search.settings import SearchSettings
 from ameir_merlin.seeds import derive as derive_seed
 from ameir_merlin.space import SPACES, ZERO, Architecture, Block, Choices, Interaction
+from ameir_merlin.train.checks import check_training
 from ameir_merlin.train.evaluate import main_metric
 from ameir_merlin.train.loop import FitResult, fit, seeded
-from ameir_merlin.train.objectives import check_objective
+from ameir_merlin.train.optimizer import checked_tables
 from ameir_merlin.train.settings import TrainSettings
 
 FINALISTS = "finalists.pt"
@@ -61,8 +62,8 @@ def make_problem(
 ) -> Problem:
     """Check that the settings fit the data, and put them together.
 
-    Raises `UserError` for a variant that the data has no features for, an objective of another task, an activation that
-    there is not, or a width that heads do not divide.
+    Raises `UserError` for a variant that the data has no features for, settings of training for another task, an
+    activation that there is not, or a width that heads do not divide.
     """
     if space not in SPACES:
         raise UserError(f"space: unknown '{space}', expected one of {', '.join(SPACES)}")
@@ -72,9 +73,8 @@ def make_problem(
         raise UserError(f"search.variant: '{settings.variant}' needs non-sequential fields; retrieval searches 'A'")
     if settings.variant in ("B", "C", "I") and len(schema.sparse) < 2:
         raise UserError(f"search.variant: '{settings.variant}' needs at least two sparse fields")
-    if training.metric and (training.metric == "auc") != (schema.label.task == "click"):
-        raise UserError(f"train.metric: '{training.metric}' is none of a data set for task '{schema.label.task}'")
-    check_objective(training.objective, schema.label.task, "train.objective")
+    check_training(training, schema.label.task)
+    checked_tables(settings.tables, schema.label.task, ranks.size, "search.tables")
     for key in ("hidden_activation", "interaction_activation"):
         if (name := getattr(settings, key)) not in (known := (*ACTIVATIONS, "dice")):
             raise UserError(f"search.{key}: unknown '{name}', expected one of {', '.join(known)}")

@@ -63,6 +63,8 @@ def _swap(server: Server, live: Path, new: Path, drain: float) -> None:
             models.load(name)
         except BaseException:  # an interrupt, too, must not leave both versions there
             _replace(live / name, before)
+            with contextlib.suppress(UserError):
+                models.load(name)  # the new one may have been taken when the interrupt came
             _drop(models, live, steps)
             raise
         try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,7 @@ class TrainSettings:
             raise ValueError("clip needs tables = 'adam': the norm is that of dense gradients")
         if self.tables == "row_adam" and self.average:
             raise ValueError("average needs tables = 'adam': a mean would touch every row at each update")
+
+    def of_baseline(self, changes: Mapping[str, Any]) -> TrainSettings:
+        """These for a model to compare with: its own objective, and what `[baselines.train.NAME]` changes."""
+        return replace(self, **{"objective": "", **changes})

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ameir_merlin.batch import Batch, Model
-from ameir_merlin.errors import UserError
 from ameir_merlin.train.objectives.click import click_loss
 from ameir_merlin.train.objectives.gbce import GBCE
 from ameir_merlin.train.objectives.masked import MaskedItems
@@ -43,11 +42,3 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "masked": MaskedItems,
     "gbce": GBCE,
 }
-
-
-def check_objective(name: str, task: str, where: str) -> None:
-    """`UserError` unless `name` is empty or an objective for `task`; where: the setting that it comes from."""
-    if name and name not in OBJECTIVES:
-        raise UserError(f"{where}: unknown '{name}', expected one of {', '.join(OBJECTIVES)}")
-    if name and (name == "click") != (task == "click"):
-        raise UserError(f"{where}: '{name}' is none for task '{task}'")
