@@ -25,7 +25,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -158,8 +158,9 @@ class Config:
 def load_config(path: str | Path, overrides: Iterable[str] = (), *, definition: bool = True) -> Config:
     """Read the TOML file `path`, apply `overrides` ("search.epochs=2", values in TOML syntax) and check everything.
 
-    With `definition`, the definition file is loaded too and checks its options. A `UserError` names all that is
-    wrong, in one line: unknown keys with the nearest known one, values with what was expected.
+    With `definition`, or where `space` is none of ours, the definition file is loaded too and checks its options. A
+    `UserError` names all that is wrong, in one line: unknown keys with the nearest known one, values with what was
+    expected.
     """
     path = Path(path)
     try:
@@ -192,14 +193,18 @@ def check_config(value: dict[str, Any], where: str, *, folder: Path, definition:
     for name, cls in classes.items():
         parts[name] = _check(cls, value.get(name, {}), name, errors, classes)
 
-    if parts["head"] is not None:
-        _check_space(parts["head"].space, errors)
     if parts["baselines"] is not None:
         _check_baselines(parts["baselines"], errors, classes)
+    space = "" if parts["head"] is None else parts["head"].space
+    dataset = None
     if parts["data"] is not None:
-        dataset = _check_definition(folder / parts["data"].workflow, parts["data"].options, errors, definition)
-        if dataset and not errors:
-            _check_together(dataset, parts, errors)
+        # An unknown space may be the user's own, which the definition file adds.
+        load = definition or space not in _spaces()
+        dataset = _check_definition(folder / parts["data"].workflow, parts["data"].options, errors, load)
+    if space and space not in _spaces():
+        errors.append(f'space: expected one of {", ".join(_spaces())}, got "{space}"')
+    if dataset and not errors:
+        _check_together(dataset, parts, errors)
 
     if len(errors) == 1:
         raise UserError(f"{where}: {errors[0]}")
@@ -269,11 +274,10 @@ def _tell(where: str, error: Any) -> str:
     return f"{dotted}: {expected}, got {json.dumps(given, default=str)}{near}"
 
 
-def _check_space(name: str, errors: list[str]) -> None:
+def _spaces() -> Collection[str]:
     from ameir_merlin.space import SPACES
 
-    if name not in SPACES:
-        errors.append(f'space: expected one of {", ".join(SPACES)}, got "{name}"')
+    return SPACES
 
 
 def _check_baselines(settings: BaselineSettings, errors: list[str], classes: Mapping[str, type]) -> None:

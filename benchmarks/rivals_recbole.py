@@ -51,7 +51,7 @@ def click_metrics(chances: Tensor, labels: Tensor) -> Figures:
 def rank(own: Tensor, others: Tensor) -> Tensor:
     """0-based rank of scores `own [B]` among `others [B, n]`; a tie counts half a place."""
     own = own.unsqueeze(1)
-    return (others > own).sum(1) + (others == own).sum(1) / 2
+    return (others > own).sum(1, dtype=torch.int32) + (others == own).sum(1, dtype=torch.int32) / 2
 
 
 def full_rank(scores: Tensor, target: Tensor, seen: Tensor) -> Tensor:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 
+import pytest
+import tiny_run
 import torch
 from core_cases import CLICKS, SCHEMA, disturb, doubled, rows_of, settings, space_of, torch_seed
 from model_cases import random_batch
 from torch import nn
 
+from ameir_merlin.errors import UserError
 from ameir_merlin.models import store
 from ameir_merlin.models.supernet import Supernet, derive
 from ameir_merlin.nn.activation import ACTIVATIONS
@@ -77,3 +83,59 @@ def test_supernet_and_derived_model_agree_on_them(monkeypatch):
                 torch.testing.assert_close(derive(net, child)(batch).logits, seen[child], rtol=1e-9, atol=1e-9)
         assert len(seen) == 8
         assert torch.stack(list(seen.values())).std(0).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ((("gate",), ("relu",), ("none",), ("relu",)), r"layers of 'mine' lack 'zero', which stands for no block"),
+        (
+            (("gates", ZERO), ("relu",), ("none",), ("relu",)),
+            r"layers of 'mine': unknown 'gates', expected one of .*gate",
+        ),
+        (((ZERO,), ("sin",), ("none",), ("relu",)), r"activations of 'mine': unknown 'sin', expected one of .*sine"),
+        (((ZERO,), ("relu",), ("rsm",), ("relu",)), r"normalizations of 'mine': unknown 'rsm'"),
+        (((ZERO,), ("relu",), ("none",), ()), r"'mine' has no mlp_activations"),
+    ],
+)
+def test_a_space_that_cannot_be_built_is_refused_at_the_door(monkeypatch, tmp_path, sets, message):
+    add(monkeypatch)
+    monkeypatch.setitem(SPACES, "mine", OperationSets(*sets))
+    with pytest.raises(UserError, match=message):
+        make_problem(SCHEMA, None, None, settings(), SearchSettings(), TrainSettings(), folder=tmp_path, space="mine")
+
+
+OWN_SPACE = """
+from torch import nn as _nn
+from ameir_merlin.nn.operations import LAYERS
+from ameir_merlin.space import SPACES, OperationSets
+
+class Gate(_nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.gate = _nn.Linear(dim, dim)
+
+    def forward(self, hidden, mask, target):
+        return hidden * self.gate(hidden).sigmoid()
+
+LAYERS["gate"] = Gate
+SPACES["mine"] = OperationSets(("gate", "zero"), ("relu",), ("none",), ("relu",))
+"""
+
+
+@pytest.mark.timeout(240)
+def test_each_command_on_a_run_knows_the_space_of_its_definition_file(tmp_path):
+    """Every command is a process of its own and finds the space in the run folder's copy of the definition."""
+    tiny_run.write(tmp_path)
+    definition, out = tmp_path / "alimama.py", tmp_path / "run"
+    definition.write_text(definition.read_text() + OWN_SPACE)
+    first = ["prepare", tmp_path / "tiny.toml", "--data", tmp_path / "raw", "--out", out]
+    first += ["--set", "space=mine", "--set", "search.variant=A", "--set", "baselines.models=[]"]
+    for command in (first, ["search", out], ["train", out], ["evaluate", out], ["export", out], ["report", out]):
+        line = [sys.executable, "-m", "ameir_merlin.cli", *map(str, command)]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+    blocks = json.loads((out / "architecture.json").read_text())["blocks"]
+    assert {block["layer"] for block in blocks} == {"gate"}
+    assert "gate" in (out / "report.html").read_text().lower()
+    assert (out / "triton").is_dir()

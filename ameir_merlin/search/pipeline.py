@@ -11,7 +11,7 @@ import torch
 
 from ameir_merlin.batch import BatchSource
 from ameir_merlin.errors import UserError
-from ameir_merlin.models.ameir import Ameir
+from ameir_merlin.models.ameir import Ameir, buildable
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.models.supernet import Supernet, derive, inherit
 from ameir_merlin.nn.activation import ACTIVATIONS
@@ -62,11 +62,13 @@ def make_problem(
 ) -> Problem:
     """Check that the settings fit the data, and put them together.
 
-    Raises `UserError` for a variant that the data has no features for, settings of training for another task, an
-    activation that there is not, or a width that heads do not divide.
+    Raises `UserError` for a space with operations that there are not or without "zero", a variant that the data has no
+    features for, settings of training for another task, an activation that there is not, or a width that heads do not
+    divide.
     """
     if space not in SPACES:
         raise UserError(f"space: unknown '{space}', expected one of {', '.join(SPACES)}")
+    _check_operations(space)
     if settings.variant == "I":
         schema = replace(schema, behaviour=None)
     if schema.label.task == "retrieval" and settings.variant != "A":
@@ -104,6 +106,19 @@ def make_problem(
         progress or Silent(),
         ranks,
     )
+
+
+def _check_operations(space: str) -> None:
+    """`UserError` for a space (of a user's own) that cannot be built or lacks the choice of no block."""
+    known, sets = buildable(), SPACES[space]
+    for kind in ("layers", "activations", "normalizations", "mlp_activations"):
+        given, there = getattr(sets, kind), getattr(known, kind)
+        if not given:
+            raise UserError(f"space: '{space}' has no {kind}, expected at least one")
+        if unknown := [name for name in given if name not in there]:
+            raise UserError(f"space: {kind} of '{space}': unknown '{unknown[0]}', expected one of {', '.join(there)}")
+    if ZERO not in sets.layers:
+        raise UserError(f"space: layers of '{space}' lack '{ZERO}', which stands for no block")
 
 
 def search(problem: Problem) -> Architecture:
