@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ameir_merlin.errors import UserError
-from ameir_merlin.files import write_json
+from ameir_merlin.files import read_json, write_json
 from ameir_merlin.run.stages import Workspace
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.journal import Journal
@@ -89,7 +89,7 @@ def tune(
     run's data and scored by `main_metric` on its validation rows; a diverging one scores 0. "grid" goes through all
     combinations in random order, "tpe" proposes from what was scored. tune/NAME.jsonl in the run folder has a line a
     trial: a command that was killed goes on after the last one, and tunes as an uninterrupted one would have.
-    `UserError` for an unknown model, key or method, or a journal of another tuning.
+    `UserError` for an unknown model, key or method, or a journal of another tuning (of another architecture, too).
     """
     import optuna
 
@@ -100,8 +100,10 @@ def tune(
     folder = workspace.run.path / "tune"
     journal = Journal(folder / f"{name}.jsonl")
     states = folder / f"{name}-trial"  # of the trial under way
+    # A run has one architecture after `search` and may have another after `train`.
+    found = read_json(workspace.run.path / "architecture.json") if name == FOUND else None
     for record in journal.records:
-        if record["method"] != method or set(record["values"]) != set(grid):
+        if record["method"] != method or set(record["values"]) != set(grid) or record.get("architecture") != found:
             raise UserError(f"{journal.path}: trials of another tuning; delete it to start anew")
     space: dict[str, Any] = {key: optuna.distributions.CategoricalDistribution(v) for key, v in grid.items()}
     study = optuna.create_study(direction="maximize")
@@ -120,13 +122,12 @@ def tune(
             trial = study.ask(space)
             began = time.perf_counter()
             # Named by what it is of: one that a kill has left must not be continued by another trial.
-            of = hashlib.sha256(json.dumps([number, trial.params], sort_keys=True).encode()).hexdigest()[:16]
+            of = hashlib.sha256(json.dumps([number, trial.params, found], sort_keys=True).encode()).hexdigest()[:16]
             score = evaluate(workspace, name, trial.params, number, states / f"{of}.pt")
             study.tell(trial, score)
             seconds = round(time.perf_counter() - began, 2)
-            journal.append(
-                {"number": number, "method": method, "values": trial.params, "score": score, "seconds": seconds}
-            )
+            record = {"number": number, "method": method, "values": trial.params, "score": score, "seconds": seconds}
+            journal.append(record if found is None else record | {"architecture": found})
             shutil.rmtree(states, ignore_errors=True)
             task.advance(score=score, best=study.best_value)
     best = max(journal.records, key=lambda record: record["score"])

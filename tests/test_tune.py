@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,18 @@ def test_a_journal_of_another_tuning_is_refused(workspace, monkeypatch):
     tune(workspace, "dnn", method="grid", trials=2, grid=GRID)
     with pytest.raises(UserError, match=r"dnn.jsonl: trials of another tuning"):
         tune(workspace, "dnn", method="tpe", trials=2, grid=GRID)
+
+
+def test_trials_of_another_architecture_are_refused(workspace, monkeypatch):
+    """As where `tune ameir` is called after `search`, and again after `train`, which chose another finalist."""
+    monkeypatch.setattr(module, "evaluate", lambda *a: 0.5)
+    assert len(tune(workspace, "ameir", method="grid", trials=2, grid=GRID).trials) == 2
+    assert len(tune(workspace, "ameir", method="grid", trials=3, grid=GRID).trials) == 3
+    path = workspace.run.path / "architecture.json"
+    found = Architecture.load(path)
+    path.write_text(replace(found, mlp=(*found.mlp, MLPLayer(4, "swish"))).to_json())
+    with pytest.raises(UserError, match=r"ameir.jsonl: trials of another tuning"):
+        tune(workspace, "ameir", method="grid", trials=3, grid=GRID)
 
 
 def test_values_are_told_by_the_keys_of_the_model_alone():
