@@ -175,7 +175,7 @@ def test_trials_of_another_architecture_are_refused(workspace, monkeypatch):
     assert len(tune(workspace, "ameir", method="grid", trials=3, grid=GRID).trials) == 3
     path = workspace.run.path / "architecture.json"
     found = Architecture.load(path)
-    path.write_text(replace(found, mlp=(*found.mlp, MLPLayer(4, "swish"))).to_json())
+    replace(found, mlp=(*found.mlp, MLPLayer(4, "swish"))).save(path)
     with pytest.raises(UserError, match=r"ameir.jsonl: trials of another tuning"):
         tune(workspace, "ameir", method="grid", trials=3, grid=GRID)
 
