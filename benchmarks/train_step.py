@@ -9,7 +9,7 @@ K = 128, six blocks, softmax over 12,101 items), the fair paths of Step 1 and th
   backward pass, the optimizer over all tensors together. --paths and --precision are its settings, as a search has
   them: `models.together` instead (a few large operations, or these as a CUDA graph), and products in bfloat16.
 - *plain*: always in float32, a forward and a backward pass for each path on its share of the rows, with its own
-  look-up, gradients accumulated, and Adam one tensor after the other (`foreach=False`).
+  look-up, gradients accumulated, and Adam one tensor after the other, an operation at a time.
 
 Updates of both take turns, on equal copies of one net; `NAME_ratio` is the median plain update over the median shared
 one. Both do the same products, so the ratio is what is saved around them: look-ups, gradients of whole tables, calls.
@@ -127,7 +127,7 @@ def measure(scenario: Scenario, given: argparse.Namespace) -> dict[str, float]:
     theirs = copy.deepcopy(scenario.supernet)
     rival = Trainer(theirs, adam(theirs, 1e-3, 1e-6, 0.0), plain, [])
     for group in rival.optimizer.param_groups:
-        group["foreach"] = False
+        group["fused"] = group["foreach"] = False
     fair = FairPaths(scenario.supernet.choices, random.Random(given.seed))
     difference = 0.0
     counts = [operations(trainer, scenario, fair.draw()) for trainer in (replace(ours, gradients=uncaptured), rival)]
@@ -171,8 +171,8 @@ def operations(trainer: Trainer, scenario: Scenario, paths: Sequence[Architectur
     """How many operations an update has, the optimizer's included, on a device that goes a GPU's ways."""
     net = copy.deepcopy(trainer.supernet).to("meta")
     optimizer = adam(net, 1e-3, 1e-6, 0.0)
-    for group in optimizer.param_groups:
-        group["foreach"] = trainer.optimizer.param_groups[0]["foreach"]
+    for group in optimizer.param_groups:  # there is no fused Adam without data: its few operations count as foreach's
+        group["foreach"], group["fused"] = trainer.optimizer.param_groups[0]["fused"], False
     for module in net.modules():
         if isinstance(module, GRU):
             module.forward = lambda hidden, mask, target: hidden  # type: ignore[method-assign]

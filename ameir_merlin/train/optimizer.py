@@ -34,7 +34,7 @@ def adam(
         {"params": weights, "weight_decay": l2, "by_row": tables == "row_adam"},
         {"params": others, "weight_decay": l2_network, "by_row": False},
     ]
-    return RowAdam([g for g in groups if g["params"]], lr=learning_rate, foreach=True)
+    return RowAdam([g for g in groups if g["params"]], lr=learning_rate, fused=True)
 
 
 def checked_tables(tables: Tables, task: str, ranks: int, key: str) -> None:
