@@ -88,7 +88,7 @@ def row(name: str, data: Path) -> Row:
     def function(bench: Bench, seed: int) -> Figures:
         from pytorch_lightning import Trainer
 
-        schema, settings = part_of(bench.schema), bench.training
+        schema, settings = part_of(bench.schema), bench.training()
         torch.manual_seed(seed)
         splits = {split: loader(data, split, schema, settings.batch_size) for split in ("train", "valid", "test")}
         model = made(name, schema, bench)

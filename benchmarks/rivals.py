@@ -195,7 +195,7 @@ def theirs(name: str, rival: Rival, site: Site) -> Row:
             "data": str(site.data.resolve()),
             "max_length": bench.schema.max_length if bench.schema.behaviour else 0,
             "seed": seed,
-            "epochs": bench.training.epochs,
+            "epochs": bench.training().epochs,
             "patience": rival.patience,
             "settings": recbole_settings(name, rival, bench, site.own_sizes),
             "result": str(result),

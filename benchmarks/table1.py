@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Mapping
 
 from ameir_merlin.files import read_json
-from benchmarks.tables import Figures, Table, ameir, known, main
+from benchmarks.tables import Figures, Table, ameir, main, models
 
 PAPER = {
     "dnn": {"auc": 0.6304},
@@ -30,7 +30,7 @@ TABLE = Table(
     name="table1",
     title="Table 1: industrial models",
     rows={
-        **known("dnn", "wide_deep", "deepfm", "din", "dien", "dsin"),
+        **models("table1", "click"),
         "ameir-a": ameir("A"),
         "ameir-b": ameir("B"),
         "ameir-c": ameir("C"),

@@ -8,10 +8,7 @@ among all items. Rows are kept in --out as they are finished. The last line of s
 
 from __future__ import annotations
 
-import dataclasses
-import sys
-
-from benchmarks.tables import Table, ameir, known, main
+from benchmarks.tables import Table, ameir, main, models
 
 BEAUTY = {
     "pop": (0.175, 0.114),
@@ -42,23 +39,10 @@ TABLE = Table(
     name="table2",
     title="Table 2: sequential models",
     rows={
-        **known(
-            "pop",
-            "bpr",
-            "gru4rec",
-            "stamp",
-            "narm",
-            "caser",
-            "nextitnet",
-            "srgnn",
-            "bert4rec",
-            "sasrec",
-            "gsasrec",
-            "hstu",
-        ),
+        **models("table2", "retrieval"),
         "ameir-a": ameir("A"),
     },
-    metrics=("ndcg5", "hr5", "hr1", "hr10_full", "ndcg10_full"),
+    metrics=("ndcg5", "hr5", "hr1", "ndcg10_full", "hr10_full"),
     ours="ameir-a",
     paper={
         name: {row: {"hr5": hr5, "ndcg5": ndcg5} for row, (hr5, ndcg5) in rows.items()}
@@ -66,15 +50,6 @@ TABLE = Table(
     },
     columns=("parameters", "seconds", "examples_per_second"),
 )
-# For data without drawn negatives.
-FULL = dataclasses.replace(TABLE, metrics=("ndcg10_full", "hr10_full"), paper={})
 
 if __name__ == "__main__":
-    full = "--full-only" in sys.argv
-    main(
-        FULL if full else TABLE,
-        __doc__,
-        options=lambda parser: parser.add_argument(
-            "--full-only", action="store_true", help="rank among all items only"
-        ),
-    )
+    main(TABLE, __doc__)

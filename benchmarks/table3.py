@@ -11,7 +11,7 @@ from __future__ import annotations
 from ameir_merlin.search.automl import AUTOML
 from ameir_merlin.search.interaction import chosen_interactions, search_interactions
 from ameir_merlin.space import Architecture, MLPLayer
-from benchmarks.tables import Bench, Figures, Row, Table, ameir, baseline, known, main
+from benchmarks.tables import Bench, Figures, Row, Table, ameir, baseline, main, models
 
 
 def automl(name: str) -> Row:
@@ -23,7 +23,7 @@ def automl(name: str) -> Row:
             bench.schema,
             bench.splits["train"],
             bench.splits["valid"],
-            bench.training,
+            bench.training(name),
             options={
                 "dim": config.model.embedding_dim,
                 "hidden": config.search.hidden,
@@ -46,6 +46,7 @@ def ameir_i(bench: Bench, seed: int) -> Figures:
     interactions = chosen_interactions(record)
     figures = baseline("autofis", interactions=interactions, gates=False)(bench, seed)
     mlp = tuple(MLPLayer(width) for width in bench.config.search.hidden)
+    figures |= {"search_seconds": record.seconds}
     return figures | {"architecture": Architecture((), interactions, mlp).to_json()}
 
 
@@ -90,9 +91,8 @@ TABLE = Table(
     name="table3",
     title="Table 3: non-sequential models",
     rows={
-        **known("dnn", "wide_deep", "deepfm", "pnn", "dcn", "xdeepfm", "fibinet"),
-        **{name: automl(name) for name in AUTOML},
-        **known("dcnv2", "autoint", "finalmlp", "masknet", "gdcn"),
+        **models("table3", "click"),
+        **{name: automl(name) for name in AUTOML},  # in the place of the networks alone
         "ameir-i": ameir_i,
         "ameir-b": ameir("B"),
         "ameir-c": ameir("C"),

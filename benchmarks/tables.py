@@ -30,20 +30,34 @@ from ameir_merlin.display import display
 from ameir_merlin.environment import environment
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import read_json, write_json, write_text
-from ameir_merlin.models import MODELS
+from ameir_merlin.models import MODELS, model_class
 from ameir_merlin.models.build_baseline import build_baseline
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.run.measure import measured
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.pipeline import RETRAINING, make_problem, search, train_finalists
 from ameir_merlin.search.problem import Problem
+from ameir_merlin.search.strategies.three_steps import account_of
 from ameir_merlin.seeds import derive
 from ameir_merlin.train.evaluate import evaluate
 from ameir_merlin.train.loop import FitResult, fit, seeded
+from ameir_merlin.train.settings import TrainSettings
 from benchmarks.page import Figures, draw, figures_of, markdown, significance, summary
 from benchmarks.result import json_option, tell
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+# The models of each table, in the paper's order and then ours beyond it; a model that is in none is in all of its task.
+PLACED = {
+    "table1": ("dnn", "wide_deep", "deepfm", "din", "dien", "dsin"),
+    "table2": (
+        *("pop", "bpr", "gru4rec", "stamp", "narm", "caser", "nextitnet", "srgnn", "bert4rec"),
+        *("sasrec", "gsasrec", "hstu"),
+    ),
+    "table3": (
+        *("dnn", "wide_deep", "deepfm", "pnn", "dcn", "xdeepfm", "fibinet", "autocross", "autofis", "autoctr"),
+        *("dcnv2", "autoint", "finalmlp", "masknet", "gdcn"),
+    ),
+}
 
 
 @dataclass
@@ -75,15 +89,16 @@ class Bench:
             splits["train"] = splits["train"].subset(rows, config.seed)
         return cls(schema, splits, config, folder, **more)
 
-    @property
-    def training(self) -> Any:
-        """`[train]` at the budget."""
+    def training(self, name: str = "") -> TrainSettings:
+        """`[train]`, and model `name`'s own changes to it, at the budget."""
         train = self.config.train
-        return dataclasses.replace(train, epochs=self.share(train.epochs), patience=min(train.patience, 3))
+        if own := self.config.baselines.train.get(name):
+            train = train.of_baseline(own)
+        return dataclasses.replace(train, epochs=self.share(train.epochs))
 
     def share(self, count: int) -> int:
-        """`count` at the budget, at least 1."""
-        return max(1, math.ceil(count * self.budget))
+        """`count` at the budget, at least 1 unless it is 0."""
+        return min(count, max(1, math.ceil(count * self.budget)))
 
     def problem(self, seed: int, name: str, variant: str, **backbone: Any) -> Problem:
         """A search of `variant` at the budget, in its own folder under `name`."""
@@ -93,7 +108,9 @@ class Bench:
             variant=variant,
             candidates=max(s.top, self.share(s.candidates)),
             top=max(1, min(s.top, self.share(2 * s.top))),
+            epochs_warmup=self.share(s.epochs_warmup),
             epochs_behaviour=self.share(s.epochs_behaviour),
+            epochs_further=self.share(s.epochs_further),
             epochs_interaction=self.share(s.epochs_interaction),
             epochs_mlp=self.share(s.epochs_mlp),
             keep=max(s.interactions, self.share(s.keep)),
@@ -104,7 +121,7 @@ class Bench:
             self.splits["valid"],
             dataclasses.replace(self.config.model, **backbone),
             settings,
-            self.training,
+            self.training(),
             folder=self.folder / "search" / f"{name}-{seed}",
             space=self.config.space,
             seed=seed,
@@ -128,15 +145,14 @@ class Bench:
 Row = Callable[[Bench, int], Figures]
 
 
-def trained(bench: Bench, model: nn.Module, name: str, seed: int, **changes: Any) -> Figures:
+def trained(bench: Bench, model: nn.Module, name: str, seed: int) -> Figures:
     """Train `model`, which is row `name`, by the configuration's `[train]`, and measure it."""
     resume = bench.checkpoint(name, seed)
-    settings = bench.training.of_baseline(changes)
     result = fit(
         model,
         bench.splits["train"],
         bench.splits["valid"],
-        settings,
+        bench.training(name),
         seed=derive(seed, "training", name),
         device=bench.device,
         progress=bench.progress,
@@ -156,21 +172,26 @@ def baseline(name: str, **more: Any) -> Row:
         options = {**config.baselines.options.get(name, {}), **more}
         with seeded(derive(seed, "model", name), bench.device):
             model = build_baseline(name, bench.schema, config.model, config.search.hidden, options)
-        return trained(bench, model, name, seed, **config.baselines.train.get(name, {}))
+        return trained(bench, model, name, seed)
 
     return row
 
 
 def ameir(variant: str) -> Row:
-    """Row of AMEIR-A, -B or -C: search, retraining of the finalists, test. Variants share their common steps."""
+    """Row of AMEIR-A, -B or -C: search, retraining of the finalists, test.
+
+    Variants share their common steps; each has the seconds of all its own, whichever row has made them.
+    """
 
     def row(bench: Bench, seed: int) -> Figures:
         problem = bench.problem(seed, "ameir", variant)
+        search(problem)
+        searching = account_of(problem).seconds
         with measured() as cost:
-            search(problem)
-        shutil.rmtree(problem.folder / RETRAINING, ignore_errors=True)  # of another variant
-        model, result, _ = train_finalists(problem)
-        figures = {**bench.measure(model, result), "search_seconds": cost.seconds}
+            shutil.rmtree(problem.folder / RETRAINING, ignore_errors=True)  # of another variant
+            model, result, _ = train_finalists(problem)
+            figures = bench.measure(model, result)
+        figures |= {"search_seconds": searching, "seconds": round(searching + cost.seconds, 2)}
         return figures | {"architecture": model.architecture.to_json()}
 
     return row
@@ -180,7 +201,8 @@ def ameir(variant: str) -> Row:
 class Table:
     """One table: its title, its rows in the paper's order, and what is in the paper.
 
-    metrics: shown, the first one ranks. ours: the row that the test is about. paper: data set, row, metric -> figure.
+    metrics: shown where the data have them, the first one ranks. ours: the row that the test is about. paper: data set,
+    row, metric -> figure.
     columns: further figures of a row to show.
     """
 
@@ -321,10 +343,10 @@ def make(
     table: Table, given: argparse.Namespace, extra: Mapping[str, Figures] | None = None, *, last_line: bool = True
 ) -> Figures:
     """Run `table` as the command line says, write NAME.md, NAME.json, NAME.svg, print; returns the result."""
-    names = list(table.rows) if not given.models else given.models
-    for name in names:
+    for name in given.models or ():
         if name not in table.rows:
             raise UserError(f"--models: no row '{name}'; the rows are {', '.join(table.rows)}")
+    names = [name for name in table.rows if name in (given.models or table.rows)]
     seeds = seeds_of(given)
     if not 0 < given.budget <= 1:
         raise UserError("--budget must be above 0 and at most 1")
@@ -335,6 +357,7 @@ def make(
     more: dict[str, Any] = {"device": given.device} if given.device else {}
     more |= {"behaviours": table.behaviours, "budget": given.budget, "rows": given.rows}
     bench = Bench.open(given.data, config, out, progress=display(), **more)
+    table = dataclasses.replace(table, metrics=shown(table, bench))
     rows = run(table, bench, names, seeds, extra or {})
     dataset = given.dataset or config.name
     test = significance(rows, table.ours, table.metrics[0])
@@ -349,6 +372,21 @@ def make(
     if last_line:
         tell(table.name, figures, given.json, **made)
     return result
+
+
+def shown(table: Table, bench: Bench) -> tuple[str, ...]:
+    """The metrics of `table` that the data have; `UserError` if there is none."""
+    if bench.schema.label.task == "click":
+        there = {"auc", "logloss"}
+    else:
+        there = {"hr10_full", "ndcg10_full"}
+        if next(iter(bench.splits["test"].batches(1))).negatives is not None:
+            there |= {"hr1", "hr5", "ndcg5"}
+    found = tuple(metric for metric in table.metrics if metric in there)
+    if not found:
+        asked, has = ", ".join(table.metrics), ", ".join(sorted(there))
+        raise UserError(f"{table.name} shows {asked}; the data, whose task is {bench.schema.label.task}, have {has}")
+    return found
 
 
 def main(
@@ -375,6 +413,8 @@ def user_errors():
         raise SystemExit(2) from None
 
 
-def known(*names: str) -> dict[str, Row]:
-    """Rows of models by name."""
-    return {name: baseline(name) for name in names if name in MODELS}
+def models(table: str, task: str) -> dict[str, Row]:
+    """Rows of the models that `table` shows (`PLACED`), by name, and of those of `task` that no table lists."""
+    placed = {name for names in PLACED.values() for name in names}
+    new = (name for name in MODELS if name not in placed and model_class(name).task == task)
+    return {name: baseline(name) for name in (*PLACED[table], *new)}

@@ -208,6 +208,9 @@ def test_killed_and_taken_up(task, tmp_path):
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert not (folder / "mlp.json").exists()
     assert outcome(problem_of(*CASES["C"], folder)) == whole
+    for step in ("behaviour", "interaction", "mlp"):  # the seconds of the killed process count
+        record = StepRecord.load(folder, step)
+        assert record.seconds > sum(row["seconds"] for row in record.history)
 
 
 # ------------------------------------------------------------------ what a search leaves, and what it refuses

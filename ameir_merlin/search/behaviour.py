@@ -52,7 +52,7 @@ def search_behaviour(problem: Problem) -> tuple[StepRecord, Supernet]:
         )
 
     # From their checkpoints, if they are done: the second then replaces all that the first has trained.
-    train(f"{STEP}_warmup", settings.epochs_warmup, lambda net, rng: SinglePath(net, reference))
+    warmup = train(f"{STEP}_warmup", settings.epochs_warmup, lambda net, rng: SinglePath(net, reference))
     training = train(STEP, settings.epochs_behaviour, paths_update(settings.paths))
     record = StepRecord.load(problem.folder, STEP)
     if record is None:
@@ -62,7 +62,7 @@ def search_behaviour(problem: Problem) -> tuple[StepRecord, Supernet]:
         record.trials = score(problem, STEP, candidates, score_blocks, supernet, seed)
         record.best = top(record.trials, settings.top)
         further(problem, record, supernet)
-        record.seconds = time.perf_counter() - began
+        record.seconds = time.perf_counter() - began + warmup.earlier + training.earlier
         if problem.ranks.first:
             record.save(problem.folder)
     return record, supernet

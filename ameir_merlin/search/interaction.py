@@ -70,6 +70,7 @@ def search_interactions(problem: Problem) -> tuple[StepRecord, Supernet]:
             resume=problem.folder / "checkpoints" / f"{STEP}_{cycle}.pt",
             ranks=problem.ranks,
         )
+        began -= training.earlier
         started = time.perf_counter()
         scores = _scores(problem, supernet, batches, f"{STEP}: scoring {len(candidates)}")
         share = (time.perf_counter() - started) / len(candidates)

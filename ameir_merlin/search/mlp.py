@@ -56,7 +56,7 @@ def search_mlp(
         record.best = top(record.trials, settings.top)
         record.finalists = record.best
         record.chosen = record.best[0]
-        record.seconds = time.perf_counter() - began
+        record.seconds = time.perf_counter() - began + training.earlier
         if problem.ranks.first:
             record.save(problem.folder)
     return record, supernet

@@ -34,10 +34,11 @@ from ameir_merlin.train.shared import shared
 
 @dataclass
 class Training:
-    """One run of one-shot training: where the figures go."""
+    """One run of one-shot training: where the figures go. earlier: seconds of the passes that other processes made."""
 
     history: list[dict[str, float]] = field(default_factory=list)
     updates: int = 0
+    earlier: float = 0.0
 
 
 class Update(Protocol):
@@ -164,6 +165,7 @@ def train_one_shot(
         supernet.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         training = Training(**state["training"])
+        training.earlier = sum(row["seconds"] for row in training.history)
         if beside is not None:
             beside.load_state_dict(state["beside"])
     ranks.spread(supernet.state_dict().values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ameir_merlin.progress import Progress
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.automl.found import Found
 from ameir_merlin.seeds import derive
+from ameir_merlin.train.evaluate import evaluate
 from ameir_merlin.train.loop import fit, seeded
 from ameir_merlin.train.objectives.click import click_loss
 from ameir_merlin.train.optimizer import adam
@@ -49,6 +50,9 @@ def shrunk(value: Tensor, threshold: float) -> Tensor:
     return value.sign() * (value.abs() - threshold).clamp(min=0)
 
 
+START = 0.6  # of a gate (Liu et al. 2020, Section 4.1), see `models.baselines.autofis`
+
+
 def search_autofis(
     schema: FeatureSchema,
     train: BatchSource,
@@ -60,44 +64,27 @@ def search_autofis(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress,
-    learning_rate: float = 0.1,
-    c: float = 0.5,
+    strengths: Sequence[float] = (2.0, 1.0, 0.5),
+    learning_rate: float = 1.0,
     mu: float = 0.8,
 ) -> Found:
     """Search for as many passes as half of the training's, then train the model of the pairs that are left.
 
-    learning_rate, c, mu: GRDA's. The authors tune them to their data sets (c and mu decide how many pairs are left).
-    Where all gates reach zero, the pair whose accumulated gate is the largest is kept.
+    learning_rate, mu: GRDA's. c decides how many pairs are left, and the authors tune it to each of their data sets,
+    which have thousands of times as many updates. strengths: here, what GRDA has taken off a gate at the end, in units
+    of a gate's start; there is one search for each, and validation AUC of the searched model decides, of equals for
+    fewer pairs. Where all gates reach zero, the pair whose accumulated gate is the largest is kept. budget: is in
+    `training` already.
     """
     began = time.perf_counter()
-    with seeded(derive(seed, "autofis", "search"), device):
-        model: Any = build("autofis", schema, options).to(device)
-    pairs = model.interactions
+    every: Any = build("autofis", schema, options)
+    pairs: tuple[tuple[str, ...], ...] = every.interactions
     if pairs:
-        gates = model.gates
-        optimizer = adam(model, training.learning_rate, training.l2, training.l2_network)
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if p is not gates]
-        grda = GRDA(gates, learning_rate, c, mu)
-        epochs = max(1, math.ceil(training.epochs / 2))
-        for epoch in range(epochs):
-            epoch_seed = derive(seed, "autofis", epoch)
-            model.train()
-            steps = math.ceil(train.rows / training.batch_size)
-            with (
-                progress.task(f"autofis: search, epoch {epoch + 1} of {epochs}", steps) as task,
-                seeded(epoch_seed, device),
-            ):
-                for batch in train.batches(training.batch_size, seed=epoch_seed):
-                    loss = click_loss(model, batch.to(device), torch.Generator())
-                    optimizer.zero_grad(set_to_none=True)
-                    gates.grad = None
-                    loss.backward()
-                    optimizer.step()
-                    grda.step()
-                    task.advance()
-        left = [pair for pair, gate in zip(pairs, gates.tolist()) if gate != 0]
-        pairs = tuple(left or [pairs[int(grda.sum.abs().argmax())]])
+        searched = [
+            _search(schema, train, valid, training, options, seed, device, progress, strength, learning_rate, mu)
+            for strength in strengths
+        ]
+        pairs = max(searched, key=lambda found: found[0])[1]
     seconds = time.perf_counter() - began
     with seeded(derive(seed, "autofis", "model"), device):
         final = build("autofis", schema, {**options, "interactions": pairs})
@@ -105,3 +92,47 @@ def search_autofis(
         final, train, valid, training, seed=derive(seed, "autofis"), device=device, progress=progress, name="autofis"
     )
     return Found(final, result, [list(p) for p in pairs], seconds)
+
+
+def _search(
+    schema: FeatureSchema,
+    train: BatchSource,
+    valid: BatchSource,
+    training: TrainSettings,
+    options: Mapping[str, Any],
+    seed: int,
+    device: torch.device | str,
+    progress: Progress,
+    strength: float,
+    learning_rate: float,
+    mu: float,
+) -> tuple[float, tuple[tuple[str, ...], ...]]:
+    """Validation AUC of one search's model, and the pairs whose gates are not zero."""
+    with seeded(derive(seed, "autofis", "search"), device):
+        model: Any = build("autofis", schema, options).to(device)
+    gates = model.gates
+    optimizer = adam(model, training.learning_rate, training.l2, training.l2_network)
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p is not gates]
+    epochs = max(1, math.ceil(training.epochs / 2))
+    steps = math.ceil(train.rows / training.batch_size)
+    c = strength * START / (learning_rate**0.5 * (epochs * steps * learning_rate) ** mu)
+    grda = GRDA(gates, learning_rate, c, mu)
+    for epoch in range(epochs):
+        epoch_seed = derive(seed, "autofis", epoch)
+        model.train()
+        with (
+            progress.task(f"autofis: search, strength {strength:g}, epoch {epoch + 1} of {epochs}", steps) as task,
+            seeded(epoch_seed, device),
+        ):
+            for batch in train.batches(training.batch_size, seed=epoch_seed):
+                loss = click_loss(model, batch.to(device), torch.Generator())
+                optimizer.zero_grad(set_to_none=True)
+                gates.grad = None
+                loss.backward()
+                optimizer.step()
+                grda.step()
+                task.advance()
+    left = tuple(pair for pair, gate in zip(model.interactions, gates.tolist()) if gate != 0)
+    auc = evaluate(model, valid, batch_size=training.eval_batch, device=device)["auc"]
+    return auc, left or (model.interactions[int(grda.sum.abs().argmax())],)

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from ameir_merlin.search.account import Budget
-from ameir_merlin.search.pipeline import search
+from ameir_merlin.search import behaviour, interaction, mlp
+from ameir_merlin.search.account import Account, Budget
+from ameir_merlin.search.pipeline import STAGES, search
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.record import StepRecord
 from ameir_merlin.search.strategies.found import Found
-from ameir_merlin.search.strategies.one_shot import Ledger
 from ameir_merlin.search.strategies.settings import StrategySettings
+
+STEPS = {"blocks": behaviour.STEP, "interactions": interaction.STEP, "mlp": mlp.STEP}
 
 
 def search_ameir(problem: Problem, budget: Budget, settings: StrategySettings) -> Found:
-    """The three steps (Section 2.3). Of an interrupted search, only the seconds of the last process are booked."""
+    """The three steps (Section 2.3), which end with their passes, whatever the budget is."""
     done = Found.load(problem.folder)
     if done is not None:
         return done
-    ledger = Ledger(problem)
     found = search(problem)
-    steps = problem.settings
-    supernets, examples, tuned = 0, 0, 0
-    for step, epochs in (
-        ("behaviour", steps.epochs_behaviour),
-        ("interaction", steps.epochs_interaction * steps.cycles),
-        ("mlp", steps.epochs_mlp),
-    ):
-        record = StepRecord.load(problem.folder, step)
-        if record is not None:
-            supernets += steps.cycles if step == "interaction" else 1
-            examples += epochs * problem.train.rows
-            tuned += len(record.best) if step == "behaviour" and steps.epochs_further else 0
-    ledger.book(supernets + tuned, examples + tuned * steps.epochs_further * problem.train.rows)
-    return Found(found, ledger.account).save(problem.folder)
+    return Found(found, account_of(problem)).save(problem.folder)
+
+
+def account_of(problem: Problem) -> Account:
+    """What the finished steps of the problem's variant have cost, over all processes that worked on them.
+
+    Passes of the backbone alone (`epochs_warmup`) count as examples, and the best candidates that Step 1 evaluates
+    further as architectures, beside the one-shot models.
+    """
+    settings, rows, account = problem.settings, problem.train.rows, Account()
+    for stage in STAGES[problem.settings.variant]:
+        record = StepRecord.load(problem.folder, STEPS[stage])
+        if record is None:
+            continue
+        if stage == "blocks":
+            tuned = len(record.best) if settings.epochs_further else 0
+            passes = settings.epochs_warmup + settings.epochs_behaviour + tuned * settings.epochs_further
+            account.add(record.seconds, 1 + tuned, passes * rows)
+        elif stage == "interactions":
+            account.add(record.seconds, settings.cycles, settings.cycles * settings.epochs_interaction * rows)
+        else:
+            account.add(record.seconds, 1, settings.epochs_mlp * rows)
+    return account
