@@ -103,15 +103,28 @@ def read_json(path: str | Path, *keys: str) -> Any:
     """
     path = Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # of JSON, of UTF-8, or of a number with thousands of digits
         raise UserError(f"{path}: not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: not valid JSON (nested too deeply)") from error
     if keys and not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object with {', '.join(keys)}")
     if absent := [key for key in keys if key not in value]:
         raise UserError(f"{path}: '{absent[0]}' is missing")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError where a key stands twice, of which json would take the last."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key '{next(n for n in names if names.count(n) > 1)}' twice")
     return value
 
 

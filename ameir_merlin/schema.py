@@ -118,8 +118,14 @@ class FeatureSchema:
                     f"'{field.embedding}' has {sizes[field.embedding]} rows"
                 )
         if self.behaviour:
-            for name in self.behaviour.target_fields:
-                self.field(name)
+            for field, name in zip(self.behaviour.fields, self.behaviour.target_fields):
+                target = self.field(name)
+                if target.kind == "dense" or target.embedding != field.embedding:
+                    has = "is dense" if target.kind == "dense" else f"has the table '{target.embedding}'"
+                    raise UserError(
+                        f"schema: behaviour '{self.behaviour.name}': target field '{name}' {has}, "
+                        f"expected the table '{field.embedding}' of '{field.name}'"
+                    )
         if self.label.task == "retrieval" and self.label.embedding not in sizes:
             raise UserError(f"schema: label '{self.label.name}': no field has the table '{self.label.embedding}'")
 

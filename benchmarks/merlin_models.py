@@ -138,8 +138,10 @@ def measure(model: Any, rows: Any) -> dict[str, float]:
 
 
 def table(data: Path) -> Table:
-    """Both models."""
-    rows = {name: row(name, data) for name in ("merlin dlrm", "merlin dcn")}
+    """Both models; DCN alone for data without dense fields, which DLRM's bottom layers need."""
+    schema = data / "schema.json"
+    both = not schema.is_file() or FeatureSchema.load(schema).dense  # what is missing is told with the other options
+    rows = {name: row(name, data) for name in (("merlin dlrm", "merlin dcn") if both else ("merlin dcn",))}
     return Table("merlin_models", "Merlin Models' own", rows, ("auc", "logloss"), "", columns=("parameters", "seconds"))
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import ClassVar
 
 import pytest
 from core_cases import ITEMS, SCHEMA
+from test_tune import workspace  # noqa: F401  # a run with a few prepared rows
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.models import MODELS, model_class
 from ameir_merlin.models.build_baseline import baseline_options, build_baseline
 from ameir_merlin.models.settings import BackboneSettings
+from ameir_merlin.progress import Silent
+from ameir_merlin.run.stages import baseline
 from ameir_merlin.train.settings import TrainSettings
 
 BACKBONE = BackboneSettings(embedding_dim=8, embedding_init=0.2, mlp_dropout=0.25)
@@ -47,3 +51,19 @@ def test_a_baseline_is_trained_with_its_own_objective_unless_told_otherwise():
     run = TrainSettings(objective="softmax", learning_rate=0.5)
     assert run.of_baseline({}) == TrainSettings(objective="", learning_rate=0.5)
     assert run.of_baseline({"objective": "bpr", "l2": 0.0}) == replace(run, objective="bpr", l2=0.0)
+
+
+@pytest.mark.parametrize("name", ["autofis", "autocross", "autoctr"])
+def test_a_baseline_that_is_a_search_searches(name, workspace):  # noqa: F811
+    class Telling(Silent):
+        tasks: ClassVar[list[str]] = []
+
+        def task(self, name, total=None):
+            self.tasks.append(name)
+            return super().task(name, total)
+
+    workspace.progress = Telling()
+    result = baseline(workspace, name)
+    assert 0 <= result["test"]["auc"] <= 1
+    assert any(task.startswith(f"{name}: ") for task in Telling.tasks)
+    assert (workspace.run.path / "baselines" / name / "metrics.json").is_file()

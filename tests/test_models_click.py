@@ -377,10 +377,20 @@ def test_dien_s_auxiliary_loss_against_loops():
             if mask[b, t] and mask[b, t + 1]:
                 pairs += 1
                 total -= math.log(sigmoid(float(states[b, t] @ hidden[b, t + 1])))
-                if mask[(b + 1) % 3, t + 1]:
-                    total -= math.log(1 - sigmoid(float(states[b, t] @ hidden[(b + 1) % 3, t + 1])))
+                other = [h for h, is_real in zip(hidden[(b + 1) % 3], mask[(b + 1) % 3]) if is_real]
+                negative = other[-1 - (3 - (t + 1)) % len(other)]
+                total -= math.log(1 - sigmoid(float(states[b, t] @ negative)))
     assert pairs == 5
     assert_close(auxiliary_loss(states, hidden, mask), torch.tensor(total / pairs))
+
+
+def test_dien_s_negative_is_never_its_positive():
+    states, hidden = torch.randn(2, 1, 4, 2, generator=torch.Generator().manual_seed(1)).unbind(0)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    alone = sum(-math.log(sigmoid(float(states[0, t] @ hidden[0, t + 1]))) for t in range(3)) / 3
+    assert_close(auxiliary_loss(states, hidden, mask), torch.tensor(alone))
+    twice = [x.repeat(2, *[1] * (x.dim() - 1)) for x in (states, hidden, mask)]
+    assert_close(auxiliary_loss(*twice), torch.tensor(alone))
 
 
 def test_dien_attends_from_the_target_and_adds_its_loss_only_in_training():

@@ -304,8 +304,9 @@ def test_gbce_of_hand_set_scores():
 def test_gbce_of_a_model_whose_scores_are_known():
     class Scores(Echo):
         def every_position(self, batch):
-            return Output(query=torch.ones(*batch.mask.shape, 1), items=torch.arange(5.0).unsqueeze(1))
+            return Output(query=torch.ones(*batch.mask.shape, 1), items=scores.unsqueeze(1))
 
+    scores = torch.tensor([9.0, 9.0, 9.0, 3.0, 4.0, 4.0, 4.0, 4.0])  # of padding, null, unseen, and five items
     loss = GBCE(negatives=2, calibration=0.5)(Scores(), window([3, 3, 3], [3]), generator())
     power = beta(2 / 4, 0.5)
     assert_close(loss, torch.tensor(-(power * math.log(sigmoid(3)) + 2 * math.log(1 - sigmoid(4))) / 3))

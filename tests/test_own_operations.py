@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import tiny_run
@@ -103,6 +104,15 @@ def test_a_space_that_cannot_be_built_is_refused_at_the_door(monkeypatch, tmp_pa
     monkeypatch.setitem(SPACES, "mine", OperationSets(*sets))
     with pytest.raises(UserError, match=message):
         make_problem(SCHEMA, None, None, settings(), SearchSettings(), TrainSettings(), folder=tmp_path, space="mine")
+
+
+def test_a_behaviour_s_size_is_free_where_no_layer_has_heads(monkeypatch, tmp_path):
+    monkeypatch.setitem(SPACES, "mine", OperationSets(("conv_1", ZERO), ("relu",), ("none",), ("relu",)))
+    backbone, schema = replace(settings(), embedding_dim=5), CLICKS["no_target"]
+    given = (schema, None, None, backbone, SearchSettings(variant="A"), TrainSettings())
+    assert make_problem(*given, folder=tmp_path, space="mine").backbone.embedding_dim == 5
+    with pytest.raises(UserError, match="4 attention heads do not divide"):
+        make_problem(*given, folder=tmp_path)
 
 
 OWN_SPACE = """

@@ -274,6 +274,7 @@ def broken(path: list, value) -> dict:
         ([], r"x\.json: expected a JSON object"),
         (broken(["colour"], 1), r"x\.json: unknown key 'colour'"),
         (broken(["format"], 2), r"x\.json: format 2, this version reads 1"),
+        (broken(["format"], True), r"x\.json: format True"),
         (broken(["format"], ...), r"x\.json: format None"),
         (broken(["blocks"], ...), r"x\.json: 'blocks' is missing or not a list"),
         (broken(["mlp"], {}), r"x\.json: 'mlp' is missing or not a list"),
@@ -312,9 +313,17 @@ def test_truncated_and_missing_files(tmp_path):
         path.write_bytes(text[:length])
         with pytest.raises(UserError, match=r"x\.json: not valid JSON"):
             Architecture.load(path)
-    path.write_bytes(b"\xff" + text)
-    with pytest.raises(UserError, match=r"x\.json: not valid JSON"):
-        Architecture.load(path)
+    for value, message in (
+        (b"\xff" + text, "not valid JSON"),
+        (text.replace(b"20", b"2" * 5000, 1), "not valid JSON"),
+        (b"[" * 100_000, r"not valid JSON \(nested too deeply\)"),
+        (text.replace(b'"mlp"', b'"blocks"'), r"not valid JSON \(key 'blocks' twice\)"),
+    ):
+        path.write_bytes(value)
+        with pytest.raises(UserError, match=r"x\.json: " + message):
+            Architecture.load(path)
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        Architecture.load(tmp_path)
 
 
 INVALID = [

@@ -119,7 +119,8 @@ def behaviour_net(schema: FeatureSchema, candidates: tuple, settings: BackboneSe
 def output_layer(schema: FeatureSchema, hidden: int, settings: BackboneSettings) -> nn.Linear:
     """w (one output) or W (K outputs) over [h_Lc, h_se]; the shortcut's columns stand last.
 
-    A W that has the one readout alone to see starts as the identity: the query is then at once where the items are.
+    Xavier's initialisation, as no ReLU follows (Appendix D.1 has He's for hidden layers). Beyond the paper: a W that
+    has the one readout alone to see starts as the identity, so that the query is at once where the items are.
     """
     width = hidden + (settings.embedding_dim if schema.sparse and settings.shortcut != "none" else 0)
     linear = nn.Linear(width, 1 if schema.label.task == "click" else settings.embedding_dim)

@@ -12,8 +12,9 @@ class LocalActivationUnit(nn.Module):
     """a_i = w^T PReLU(W [h_i; t; h_i - t; h_i * t] + b) + c, one weight a position, not normalised.
 
     DIN's Figure 2 draws one hidden layer of 36 units with PReLU or Dice; PReLU here, because Dice's batch statistics
-    would take in padded places. W is stored as for the concatenation; since W [h; t; h-t; h*t] =
-    (W1 + W3) h + (W2 - W3) t + W4 (h * t), the concatenation is never built.
+    would take in padded places. What stands beside h and t is h - t and h * t, as in the authors' code; their figure
+    has an outer product. W is stored as for the concatenation; since W [h; t; h-t; h*t] = (W1 + W3) h + (W2 - W3) t +
+    W4 (h * t), the concatenation is never built.
     """
 
     def __init__(self, dim: int, hidden: int = 36) -> None:

@@ -31,6 +31,10 @@ class SlicedMLP(nn.Module):
     The first layer's input is what every candidate has (`base`, D columns) and the candidate's interactions (K columns
     each). As the projection of a concatenation is the sum of the parts' projections (Section 2.3, Step 2), each of the
     `candidates` interactions has its own `[widths[0], K]` and only those in use are read.
+
+    Each is one tensor, so an update that leaves a slice or a candidate out has a zero gradient there: nothing comes
+    from the path itself, but Adam's moments of earlier updates still move it. Fair updates leave none out; a pool of
+    interactions that an update draws from (`strategies.one_shot`) is moved so.
     """
 
     def __init__(

@@ -189,12 +189,25 @@ def baseline(workspace: Workspace, name: str) -> dict[str, Any]:
 
 
 def _trained_baseline(workspace: Workspace, name: str) -> nn.Module:
-    from ameir_merlin.models.build_baseline import build_baseline
+    """The trained baseline; those of the AutoML methods (Appendix C.3) search first, and start anew after a kill."""
+    from ameir_merlin.models.build_baseline import baseline_options, build_baseline
+    from ameir_merlin.search.automl import AUTOML
     from ameir_merlin.seeds import derive
     from ameir_merlin.train.loop import fit, seeded
 
     config, device = workspace.run.config, workspace.torch_device
     options = config.baselines.options.get(name, {})
+    if name in AUTOML:
+        return AUTOML[name](
+            workspace.schema,
+            workspace.rows("train"),
+            workspace.rows("valid"),
+            config.train.of_baseline(config.baselines.train.get(name, {})),
+            options=baseline_options(name, workspace.schema, config.model, config.search.hidden, options),
+            seed=derive(config.seed, "baseline", name),
+            device=device,
+            progress=workspace.progress,
+        ).model
     with seeded(derive(config.seed, "baseline", name), device):
         model = build_baseline(name, workspace.schema, config.model, config.search.hidden, options).to(device)
     fit(

@@ -32,7 +32,9 @@ class FairPaths:
 
     There are as many paths as the largest weighted choice (layers of a block, widths of a hidden layer) has candidates,
     so that each of these is activated exactly once an update. Choices with fewer candidates (activations and
-    normalizations) go through their decks: their counts differ by at most one at any time, and are equal over rounds.
+    normalizations) go through their decks: their counts differ by at most one at any time within a pass, which begins
+    with new decks, and are equal over rounds. So do interactions where an architecture has some of them (the one-shot
+    search of the whole space); one that comes twice into the same path counts once.
 
     Hidden widths are drawn without the rule that they do not grow: with it, and each width once in each layer, only
     equal widths would ever meet. The rule holds for the candidates that are scored.

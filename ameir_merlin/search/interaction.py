@@ -31,7 +31,7 @@ def search_interactions(problem: Problem) -> tuple[StepRecord, Supernet]:
     p^b starts as the fields themselves. A field alone is no interaction (its embedding is in the base anyway), so what
     is scored has order 2 and more; order r is reached in cycle r - 1. Behaviours are left out, and the shortcut too:
     the paper adds projections into the first hidden layer and names no shortcut here. Nothing is dropped, so that a
-    candidate's few rows all count.
+    candidate's few rows all count. Each cycle has a cosine schedule of its own (Section 3.1 has one for all).
     """
     problem = problem.without_behaviours()
     quiet = replace(problem, progress=Silent())

@@ -83,7 +83,7 @@ def make_problem(
     if settings.variant == "A" and schema.behaviour is None:
         raise UserError("search.variant: 'A' searches behaviours, and the schema has none")
     width = len(schema.history_fields) * backbone.embedding_dim
-    if width % 4:
+    if width % 4 and any("self_attention" in layer for layer in SPACES[space].layers):
         raise UserError(
             f"model.embedding_dim: a behaviour has {width} numbers, which 4 attention heads do not divide; "
             f"take an embedding_dim that makes {len(schema.history_fields)} * embedding_dim a multiple of 4"
@@ -166,7 +166,12 @@ def _keep(problem: Problem, file: str, models: list[Ameir]) -> Architecture:
 
 
 def _assemble(problem: Problem, blocks, interactions: tuple[Interaction, ...], source, of_interactions) -> Ameir:
-    """AMEIR-B and -I: blocks and interactions with the pre-defined MLP, weights from the two one-shot models."""
+    """AMEIR-B and -I: blocks and interactions with the pre-defined MLP, weights from the two one-shot models.
+
+    Embeddings, blocks and MLP are Step 1's; Step 2 gives its interactions' columns, which were trained beside
+    embeddings and (by default) identity activations of its own. The shortcut starts anew. Retraining brings them
+    together.
+    """
     choices = Choices(
         tuple((b,) for b in blocks), interactions, len(interactions), tuple((m,) for m in predefined_mlp(problem))
     )

@@ -10,7 +10,8 @@ from typing import Literal
 class SearchSettings:
     """The search (Sections 2.3 and 3.1, Appendix D.1); defaults are the paper's for Alimama where it gives them.
 
-    But for the learning rate: 1e-5 there (Section 3.1), on five million rows; fewer rows need larger steps.
+    But for the learning rate: 1e-5 there (Section 3.1), on five million rows; fewer rows need larger steps; and for
+    Step 2's `interaction_init`, `rows_per_candidate` and `interaction_activation`, which are for small data, too.
 
     variant: what is searched: "A" behaviours only, "B" and interactions, "C" and the MLP; "I" interactions without
     behaviours: with `shortcut = "fm"` Table 5's "MLP + FM", with "se" AMEIR-B of such data. (Table 3's AMEIR-I,

@@ -81,8 +81,9 @@ class Architecture:
         unknown = sorted(set(value) - {"format", "blocks", "interactions", "mlp"})
         if unknown:
             raise UserError(f"{where}: unknown key '{unknown[0]}'")
-        if value.get("format") != FORMAT:
-            raise UserError(f"{where}: format {value.get('format')!r}, this version reads {FORMAT}")
+        form = value.get("format")
+        if type(form) is not int or form != FORMAT:
+            raise UserError(f"{where}: format {form!r}, this version reads {FORMAT}")
 
         def entries(key: str) -> list[Any]:
             part = value.get(key)

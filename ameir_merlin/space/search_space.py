@@ -47,9 +47,8 @@ def layer_widths(k0: int, tenths: Sequence[int] = tuple(range(1, 11))) -> tuple[
 class Choices:
     """What a supernet offers: a set of candidates for every choice. A choice with one candidate is decided.
 
-    layers, activations, normalizations: the candidates of each building block; `blocks` of them.
+    blocks: the candidates of each building block. mlp: those of each hidden layer.
     interactions: candidate interactions, of which an architecture has `picked` (all of them where they are as many).
-    widths, mlp_activations: the candidates of each hidden layer; `widths` has one tuple a layer.
     """
 
     blocks: tuple[tuple[Block, ...], ...] = ()

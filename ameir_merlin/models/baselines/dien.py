@@ -35,9 +35,9 @@ class DIEN(nn.Module):
 
     While training, `Output.auxiliary` is the mean of -[log sigmoid(<s_t, h_{t+1}>) + log(1 - sigmoid(<s_t, n>))], with
     the user's own next behaviour and another row's n. Source: Zhou et al. 2019, Eqns. 5 to 12. What differs from the
-    authors': the negative n is the behaviour at the same place of the next row of the (shuffled) batch, instead of an
-    item drawn when the data are prepared. Without a target item the GRU's last state stands for the AUGRU's; without
-    behaviours it is a DNN with Dice.
+    authors': the negative n is a behaviour of the next row of the (shuffled) batch, instead of an item drawn when the
+    data are prepared. Without a target item the GRU's last state stands for the AUGRU's; without behaviours it is a DNN
+    with Dice.
     """
 
     configuration = DIENConfig
@@ -82,11 +82,20 @@ class DIEN(nn.Module):
 
 
 def auxiliary_loss(states: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
-    """See `DIEN`: states and behaviours `[B, T, d]`, mask `[B, T]`; the mean over consecutive real behaviours."""
-    other = hidden.roll(-1, 0)[:, 1:]
+    """See `DIEN`: states and behaviours `[B, T, d]`, mask `[B, T]`; the mean over consecutive real behaviours.
+
+    The negative of place t is another row's: its latest behaviour but (T - 1 - t) mod (its length), so that each has
+    one, however short the other row is. Where that is the very same vector (the same item, or a batch of one row), the
+    pair has no negative.
+    """
     follows = mask[:, :-1] & mask[:, 1:]
-    compared = follows & mask.roll(-1, 0)[:, 1:]
+    length = mask.shape[1]
+    real = mask.sum(1).clamp(min=1).roll(-1, 0).unsqueeze(1)
+    back = torch.arange(length - 2, -1, -1, device=mask.device) % real  # [B, T - 1] places from the end
+    place = (length - 1 - back).unsqueeze(2).expand(-1, -1, hidden.shape[2])
+    other, own_next = hidden.roll(-1, 0).gather(1, place), hidden[:, 1:]
+    compared = follows & (other != own_next).any(2)
     states = states[:, :-1]
-    own = F.softplus(-(states * hidden[:, 1:]).sum(2)) * follows
+    own = F.softplus(-(states * own_next).sum(2)) * follows
     others = F.softplus((states * other).sum(2)) * compared
     return (own.sum() + others.sum()) / follows.sum().clamp(min=1)

@@ -21,7 +21,7 @@ from ameir_merlin.search.candidates import (
     seeded_supernet,
     top,
 )
-from ameir_merlin.search.oneshot import Companion, PathsUpdate, Update, train_one_shot
+from ameir_merlin.search.oneshot import Companion, Update, paths_update, train_one_shot
 from ameir_merlin.search.pipeline import FINALISTS
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.record import StepRecord
@@ -133,7 +133,7 @@ def search_one_shot(problem: Problem, budget: Budget, settings: StrategySettings
         return done
     choices = whole_choices(problem, settings)
     supernet, ledger = seeded_supernet(problem, choices, "whole"), Ledger(problem)
-    history = train_whole(problem, settings, supernet, ledger, update=PathsUpdate)
+    history = train_whole(problem, settings, supernet, ledger, update=paths_update(problem.settings.paths))
     seed = derive_seed(problem.seed, "whole", "candidates")
     count = settings.candidates or 3 * problem.settings.candidates
     candidates = sample(choices, count, reference(choices), seed)

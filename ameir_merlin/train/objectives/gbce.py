@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ameir_merlin.batch import Batch, Model
+from ameir_merlin.schema import FIRST_ID
 from ameir_merlin.train.objectives.questions import ask
 from ameir_merlin.train.objectives.sampled import draw_negatives
 
@@ -34,7 +35,8 @@ class GBCE:
         own = (asked.query * F.embedding(asked.target, asked.items)).sum(2)
         against = torch.bmm(asked.query, F.embedding(asked.own(negatives), asked.items).transpose(1, 2))
         real = asked.targets > 0
-        loss = gbce(own, against, beta(self.negatives / (count - 1), self.calibration))
+        others = count - FIRST_ID - 1  # items that may be a negative: all but the target
+        loss = gbce(own, against, beta(min(1.0, self.negatives / others), self.calibration))
         return (loss * asked.own(real)).sum() / real.sum().clamp(min=1)
 
 

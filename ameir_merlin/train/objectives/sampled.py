@@ -15,11 +15,13 @@ from ameir_merlin.train.objectives.clip import clip
 
 @dataclass(frozen=True)
 class SampledBinary:
-    """-[log sigma(e_i q) + sum_j log(1 - sigma(e_j q))] with `targets` positives and as many negatives (Appendix D.2).
+    """-[log sigma(e_i q) + log(1 - sigma(e_j q))], one negative j for each of `targets` positives i (Eqn. 7).
 
-    The windows are clipped at random; the items after the cut (up to five) are the positives, five items drawn
-    uniformly among those that are not in the user's window the negatives; of items that the user had before the window
-    (the paper: any that he interacted with) the row does not know. Mean over the pairs that exist.
+    Eqn. 7 sums over a set of negatives; Appendix D.2 has five of them to five positives, so each positive has one, as
+    SASRec (Kang and McAuley 2018) has it. The windows are clipped at random; the items after the cut (up to five) are
+    the positives, five items drawn uniformly among those that are not in the user's window the negatives; of items that
+    the user had before the window (the paper: any that he interacted with) the row does not know. Mean over the pairs
+    that exist.
     """
 
     targets: int = 5

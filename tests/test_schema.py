@@ -1,0 +1,30 @@
+"""The schema refuses fields that do not go together."""
+
+from __future__ import annotations
+
+import pytest
+
+from ameir_merlin.errors import UserError
+from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
+
+FIELDS = (Field("item"), Field("shop"), Field("price", "dense"))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("shop", r"target field 'shop' has the table 'shop', expected the table 'item' of 'past'"),
+        ("price", r"target field 'price' is dense, expected the table 'item' of 'past'"),
+        ("user", r"no field 'user'; the fields are item, shop, price"),
+    ],
+)
+def test_a_target_field_shares_the_table_of_its_history_field(target, message):
+    past = (Field("past", embedding="item"),)
+    assert FeatureSchema(FIELDS, Behaviour("clicks", past, ("item",), 5), Label("click")).has_target
+    with pytest.raises(UserError, match=message):
+        FeatureSchema(FIELDS, Behaviour("clicks", past, (target,), 5), Label("click"))
+
+
+def test_names_stand_once():
+    with pytest.raises(UserError, match="names used twice: item"):
+        FeatureSchema((Field("item"), Field("item")), None, Label("click"))
