@@ -14,12 +14,11 @@ import argparse
 import time
 from pathlib import Path
 
-from ameir_merlin.config import load_config
-from ameir_merlin.display import display
-from ameir_merlin.files import atomic_folder, is_complete, read_json, write_json
+from ameir_merlin.files import read_json, write_json
 from benchmarks import table1, table2, table3, table4, table5
+from benchmarks.prepared import prepared
 from benchmarks.result import json_option, tell
-from benchmarks.tables import WORKFLOWS, Table, make, parser, user_errors
+from benchmarks.tables import Table, make, parser, user_errors
 
 # Of the configurations' passes and candidates, and what else is made smaller, so that all of it ends in half an hour.
 BUDGET = {"table1": 0.1, "table2": 0.05, "table3": 0.1, "table4": 0.02, "table5": 0.1}
@@ -34,30 +33,6 @@ TABLES: tuple[tuple[Table, str], ...] = (
     (table4.TABLE, "clicks"),
     (table2.TABLE, "items"),
 )
-
-
-def prepared(kind: str, data: Path, out: Path) -> tuple[Path, Path, str]:
-    """A prepared data set of clicks or next items: its folder, its configuration, its name."""
-    from ameir_merlin.data.generate import GENERATORS
-    from ameir_merlin.data.prepare import prepare
-
-    raw, config = {
-        "clicks": (data / "ml-100k", WORKFLOWS / "movielens.toml"),
-        "items": (data, WORKFLOWS / "beauty.toml"),
-    }[kind]
-    name = load_config(config).name
-    real = raw.is_dir() and (kind == "clicks" or (raw / "beauty.txt.gz").is_file())
-    folder = out / "data" / (name if real else f"generated-{name}")
-    if not real:
-        raw = out / "data" / f"raw-{name}"
-        name = f"generated {name}"
-        if not raw.is_dir():
-            with atomic_folder(raw) as temporary:
-                GENERATORS["movielens" if kind == "clicks" else "beauty"](temporary)
-    layout = [] if real or kind == "clicks" else ["data.options.source='reviews'"]  # what the generator writes
-    if not is_complete(folder):
-        prepare(load_config(config, layout).dataset(), raw, folder, progress=display())
-    return folder, config, name
 
 
 def main() -> None:

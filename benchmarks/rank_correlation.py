@@ -1,11 +1,14 @@
 """Does the one-shot model rank candidates as training each alone does? And is fine-tuning better than from scratch?
 
+    python -m benchmarks.rank_correlation
     python -m benchmarks.rank_correlation --movielens runs/ml/data --demo runs/demo/data
 
 The folders are prepared data sets (`ameir-merlin prepare workflows/movielens.toml …`, `… workflows/demo.toml …`), their
-runs' configurations give the settings. On each, Step 1's one-shot model is trained and `--candidates` uniformly sampled
-building blocks are scored with its weights, on all validation rows. Then each candidate is trained alone for `--epochs`
-passes over the same rows, twice: from new weights, and from its one-shot weights; its score is the best of its passes.
+runs' configurations give the settings. Without one, MovieLens is prepared from the publisher's files in `--data`, or
+from generated ones where these are not there, and the demo from generated ones. On each, Step 1's one-shot model is
+trained and `--candidates` uniformly sampled building blocks are scored with its weights, on all validation rows. Then
+each candidate is trained alone for `--epochs` passes over the same rows, twice: from new weights, and from its one-shot
+weights; its score is the best of its passes.
 
 `kendall_tau_NAME` (tau-b) compares one-shot scores with those from scratch; `…_finetuned` with those fine-tuned.
 `finetuned_minus_scratch` is the mean difference of the two trainings' AUC, over all candidates of both data sets: the
@@ -50,9 +53,9 @@ def kendall_tau(left: Sequence[float], right: Sequence[float]) -> float:
     return sum(x * y for x, y in signs) / untied**0.5 if untied else 0.0
 
 
-def problem_of(given: argparse.Namespace, name: str, folder: Path) -> Problem:
-    """Step 1 on a prepared data set, nothing evaluated further."""
-    config = load_config(default_config(folder), definition=False)
+def problem_of(given: argparse.Namespace, name: str, folder: Path, settings: Path) -> Problem:
+    """Step 1 on a prepared data set by the configuration `settings`, nothing evaluated further."""
+    config = load_config(settings, definition=False)
     schema = FeatureSchema.load(folder / "schema.json")
     train, valid = (ResidentData(folder / split, schema, given.device) for split in ("train", "valid"))
     if given.rows:
@@ -83,9 +86,11 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def correlate(given: argparse.Namespace, name: str, folder: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def correlate(
+    given: argparse.Namespace, name: str, folder: Path, settings: Path
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Figures of one data set, and every candidate's scores."""
-    problem = problem_of(given, name, folder)
+    problem = problem_of(given, name, folder, settings)
     record, supernet = search_behaviour(problem)
     print(f"{name}: {len(record.trials)} candidates, one-shot model after {record.seconds:.0f} s", flush=True)
     rows = []
@@ -127,8 +132,9 @@ def _trained(problem: Problem, model: Ameir, number: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Both data sets, or the one that is given."""
+    """Both data sets, or the ones that are given."""
     made = parser("rank_correlation", __doc__)
+    made.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR", help="the publishers' files")
     made.add_argument("--movielens", type=Path, metavar="DIR", help="prepared MovieLens")
     made.add_argument("--demo", type=Path, metavar="DIR", help="the demo's prepared data")
     made.add_argument("--candidates", type=int, default=30)
@@ -137,17 +143,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--rows", type=int, default=0, help="at most so many training rows; 0 = all")
     made.add_argument("--out", type=Path, default=Path("runs/rank_correlation"), metavar="DIR")
     given = made.parse_args(arguments)
-    if not (given.movielens or given.demo):
-        made.error("--movielens DIR or --demo DIR is needed")
     if given.quick:
         given.candidates, given.epochs, given.one_shot_epochs, given.rows = 4, 1, 1, 400
     figures: dict[str, float] = {}
     candidates: dict[str, list[dict[str, Any]]] = {}
     with user_errors():
-        for name in ("movielens", "demo"):
+        given_some = given.movielens or given.demo
+        for name, kind in (("movielens", "clicks"), ("demo", "demo")):
             if folder := getattr(given, name):
-                found, candidates[name] = correlate(given, name, folder)
-                figures |= found
+                settings = default_config(folder)
+            elif given_some:
+                continue
+            else:
+                from benchmarks.prepared import prepared  # needs NVTabular, which a GPU machine may lack
+
+                folder, settings, _ = prepared(kind, given.data, given.out)
+            found, candidates[name] = correlate(given, name, folder, settings)
+            figures |= found
     every = [row["finetuned"] - row["scratch"] for rows in candidates.values() for row in rows]
     figures["finetuned_minus_scratch"] = statistics.fmean(every)
     figures["candidates"] = min(len(rows) for rows in candidates.values())

@@ -8,7 +8,7 @@ import pytest
 
 from ameir_merlin.data.parquet import ResidentData
 from ameir_merlin.schema import FeatureSchema
-from benchmarks.quick import prepared
+from benchmarks.prepared import prepared
 
 
 @pytest.mark.parametrize(("kind", "task", "name"), [("clicks", "click", "movielens"), ("items", "retrieval", "beauty")])
