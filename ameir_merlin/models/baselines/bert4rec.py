@@ -31,10 +31,11 @@ class BERT4RecConfig:
 
 
 class BERT4Rec(nn.Module):
-    """q = norm(GELU(W Transformer(e + p)_T)) at the place of a [MASK] after the user's last item.
+    """q = norm(GELU(W Transformer(K^1/2 e + p)_T)) at the place of a [MASK] after the user's last item.
 
     Trained to fill in masked items (objective "masked"). Source: Sun et al. 2019, Eqns. 1 to 8. What differs from the
-    authors': the Transformer normalises before each part; the items have no output biases.
+    authors': the Transformer normalises before each part, and not on the way in; embeddings are scaled by K^1/2, as
+    SASRec's, which small first ones need; the items have no output biases; attention has no dropout of its own.
     """
 
     configuration = BERT4RecConfig

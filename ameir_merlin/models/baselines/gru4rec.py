@@ -27,7 +27,7 @@ class GRU4Rec(nn.Module):
 
     Source: Hidasi and Karatzoglou 2018, with "constrained embeddings", their best setting; the loss BPR-max and the
     extra negatives are the objective "bpr_max". What differs from the authors': a whole window at once instead of
-    session-parallel mini-batches, Adam instead of Adagrad.
+    session-parallel mini-batches, Adam instead of Adagrad, no biases of the items.
     """
 
     configuration = GRU4RecConfig

@@ -33,8 +33,9 @@ class SASRec(nn.Module):
     """q_t = norm(Transformer(sqrt(K) e_i + p_i)_t), the items scored by their own embeddings.
 
     Source: Kang and McAuley 2018, Eqns. 1 to 6. What differs from the authors': the key and value are normalised like
-    the query; four heads instead of one; the default objective is the softmax over all items instead of one sampled
-    negative. Positions are learned and count from the end: the latest behaviour always has the last one.
+    the query; attention has no dropout of its own; four heads instead of one; the default objective is the softmax over
+    all items instead of one sampled negative. Positions are learned and count from the end: the latest behaviour always
+    has the last one.
     """
 
     configuration = SASRecConfig

@@ -66,8 +66,9 @@ class GatedStep(nn.Module):
 class SRGNN(nn.Module):
     """q = W_3 [v_n; sum_i a_i v_i], a_i = w^T sigmoid(W_1 v_n + W_2 v_i + c), v = gated graph network(e), v_n the last.
 
-    Source: Wu et al. 2019b, Eqns. 1 to 7. What differs from the authors': dropout on the embeddings. The paper's
-    learning rate of 1e-7 and L2 of 1e-6 (Appendix C.2) are settings of training.
+    Source: Wu et al. 2019b, Eqns. 1 to 7. What differs from the authors': dropout on the embeddings. Appendix C.2's
+    learning rate of 1e-7, from which nothing is learned in tens of passes, and L2 of 1e-6 are not used: the tables
+    train it as they do the others.
     """
 
     configuration = SRGNNConfig

@@ -25,8 +25,8 @@ class STAMP(nn.Module):
     """q = tanh(W_s m_a + b_s) * tanh(W_t x_t + b_t), m_a = sum_i a_i x_i, the last item x_t.
 
     a_i = w_0^T sigmoid(W_1 x_i + W_2 x_t + W_3 m_s + b_a), m_s the mean of the items, not normalised. Source: Liu et
-    al. 2018b, Eqns. 2 to 8. What differs from the authors': dropout on the embeddings; training asks after each item
-    of a window at once.
+    al. 2018b, Eqns. 2 to 8. What differs from the authors': dropout on the embeddings; training asks after each item of
+    a window at once; scores go into the softmax as they are, without a sigmoid around each.
     """
 
     configuration = STAMPConfig

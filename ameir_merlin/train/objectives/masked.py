@@ -19,7 +19,7 @@ class MaskedItems:
 
     Each window is cropped to the model's length at a random place. In a share `last` of the rows only the last item is
     masked, as when the model is asked (their Section 3.6); in the others each item with probability `share`, 0.6 for
-    Beauty there, and at least one.
+    Beauty there, and at least one. The share of 0.3 is our own; theirs comes from rows that are added to the data.
     """
 
     share: float = 0.6
