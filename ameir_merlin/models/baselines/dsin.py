@@ -23,8 +23,9 @@ class DSINConfig:
 
     session_size: behaviours kept of a session (Appendix C.1). sessions: how many, the latest.
     session_field: a history field whose id changes where a session begins, such as the number of a 30-minute session
-    (Appendix C.1); "" where the data have none: every `session_size` behaviours, counted from the latest, are then one, as they are for all data sets of workflows/ so far: a history field
-    is an embedding of every model, and where there is a target, the target's.
+    (Appendix C.1); "" where the data have none: every `session_size` behaviours, counted from the latest, are then one,
+    as they are for all data sets of workflows/ so far: a history field is an embedding of every model, and where there
+    is a target, the target's.
     heads: of the self-attention; a choice of ours.
     """
 
