@@ -8,12 +8,13 @@ items: Amazon Beauty (`beauty.txt.gz`, `beauty_eval_neg100.npz`), length 15, emb
 target against the 100 negatives, hr10_full and ndcg10_full among all items but the user's past.
 
 RecBole runs in an environment of its own, which the command makes with pip in --env, by `rivals_recbole.py`. Its models
-get our models' sizes (embeddings, hidden layers, heads, dropout), so that a difference is one of libraries; with
---recbole-sizes they keep those of RecBole's own files. Everything else of them (initialisation, penalties, loss) is
-RecBole's. Seeds, batches of clicks and the most passes are the same for both, and so is the patience of 3 passes, but
-for RecBole's BPR, whose validation score wavers: it has RecBole's own 10; and for those models of ours that ask once a
-window, which have six times both. Each side has its own learning rate: RecBole
-that of its own files, ours the configuration's, which goes with averaged weights.
+get our models' sizes (embeddings, hidden layers, heads, dropout); with --recbole-sizes they keep those of RecBole's own
+files. Everything else of them (initialisation, loss, no penalty) is RecBole's. Seeds, batches of clicks and the most
+passes are the same for both, and so is the patience of 3 passes, but for RecBole's BPR, whose validation score wavers:
+it has RecBole's own 10; and for those models of ours that ask once a window, which have six times the patience, and
+passes of their own (`workflows/beauty.toml`). Each side has its own way of training: RecBole the learning rate of its
+own files, ours the configuration's rate, penalty and averaged weights. What differs in the figures is both: library and
+training.
 
 An example is one row of clicks, or one next item that is asked for: RecBole cuts a training row for each item, our
 models answer at each position of a window or once a window. A window of BERT4Rec counts as one, whatever it masks.
@@ -152,17 +153,8 @@ class Kind:
     models: Mapping[str, Rival | None]
 
 
-# RecBole's GRU4Rec is trained by softmax over all items; GRU4Rec+'s own loss is in Table 2. A pass of these three asks
-# once a window, where RecBole's ask for each item of it: six times as many passes make as many questions.
-_NEXT_ITEMS = (
-    "model.embedding_dim=64",
-    "baselines.train.gru4rec.objective=softmax",
-    *(
-        f"baselines.train.{name}.{setting}"
-        for name in ("caser", "srgnn", "bert4rec")
-        for setting in ("epochs=600", f"patience={6 * PATIENCE}")
-    ),
-)
+# RecBole's GRU4Rec is trained by softmax over all items; GRU4Rec+'s own loss is in Table 2.
+_NEXT_ITEMS = ("model.embedding_dim=64", "baselines.train.gru4rec.objective=softmax")
 KINDS = {
     "clicks": Kind("movielens_random.toml", ("train.batch_size=2048",), ("auc", "logloss"), CLICKS),
     "items": Kind("beauty.toml", _NEXT_ITEMS, ("ndcg5", "hr5", "hr10_full", "ndcg10_full"), ITEMS),
