@@ -20,8 +20,10 @@ from ameir_merlin.schema import FeatureSchema
 class AutoFISConfig:
     """dim: embedding size K. hidden: the MLP's widths (Appendix C.1). dropout: on hidden layers (Appendix D.1).
 
-    interactions: tuples of field names; None = all pairs. gates: a learned weight on each, behind a batch normalization
-    without scale and shift (Liu et al. 2020, Section 3.1); without them all count alike, as in DeepFM (and in AMEIR-I).
+    interactions: tuples of field names; None = all pairs. gates: a learned weight on each; without them all count
+    alike, as in DeepFM (and in AMEIR-I). normalized: whether a gate stands behind a batch normalization without scale
+    and shift, as in the search stage (Liu et al. 2020, Section 3.1), where gates of products of any size are to be
+    compared; the formula of their re-train stage has none.
     """
 
     dim: int = 16
@@ -30,6 +32,7 @@ class AutoFISConfig:
     dropout: float = 0.0
     interactions: tuple[tuple[str, ...], ...] | None = None
     gates: bool = True
+    normalized: bool = True
 
 
 class AutoFIS(nn.Module):
@@ -59,7 +62,7 @@ class AutoFIS(nn.Module):
         # The authors start gates in 0.6 +- 0.001.
         count = len(self.interactions)
         self.gates = nn.Parameter(torch.empty(count).uniform_(0.599, 0.601)) if gated else None
-        self.norm = nn.BatchNorm1d(count, affine=False) if gated else None
+        self.norm = nn.BatchNorm1d(count, affine=False) if gated and config.normalized else None
 
     def forward(self, batch: Batch) -> Output:
         """Click logits `[B]`."""
@@ -68,7 +71,7 @@ class AutoFIS(nn.Module):
         if not self.interactions:
             return Output(logits=logits)
         products = self.hadamard(embedded).sum(2)
-        if self.norm is not None and self.gates is not None:
+        if self.norm is not None:
             if self.training and len(products) == 1:  # one row has no variance: the running one stands in
                 mean, variance = self.norm.running_mean, self.norm.running_var
                 assert mean is not None
@@ -76,5 +79,6 @@ class AutoFIS(nn.Module):
                 products = (products - mean) / (variance + self.norm.eps).sqrt()
             else:
                 products = self.norm(products)
+        if self.gates is not None:
             return Output(logits=logits + products @ self.gates)
         return Output(logits=logits + products.sum(1))
