@@ -172,7 +172,7 @@ def operations(trainer: Trainer, scenario: Scenario, paths: Sequence[Architectur
     net = copy.deepcopy(trainer.supernet).to("meta")
     optimizer = adam(net, 1e-3, 1e-6, 0.0)
     for group in optimizer.param_groups:  # there is no fused Adam without data: its few operations count as foreach's
-        group["foreach"], group["fused"] = trainer.optimizer.param_groups[0]["fused"], False
+        group["foreach"] = trainer.optimizer.param_groups[0]["fused"]
     for module in net.modules():
         if isinstance(module, GRU):
             module.forward = lambda hidden, mask, target: hidden  # type: ignore[method-assign]

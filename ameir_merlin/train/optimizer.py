@@ -13,6 +13,7 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.nn.embedding import FieldEmbeddings
 from ameir_merlin.train.rows import RowAdam
 
+FUSED = {"cpu", "cuda"}  # devices with a fused Adam
 Tables = Literal["adam", "row_adam"]
 
 
@@ -34,7 +35,9 @@ def adam(
         {"params": weights, "weight_decay": l2, "by_row": tables == "row_adam"},
         {"params": others, "weight_decay": l2_network, "by_row": False},
     ]
-    return RowAdam([g for g in groups if g["params"]], lr=learning_rate, fused=True)
+    # One operation for all weights where there is such a one, several over all of them elsewhere.
+    fused = {p.device.type for p in (*weights, *others)} <= FUSED
+    return RowAdam([g for g in groups if g["params"]], lr=learning_rate, fused=fused, foreach=not fused)
 
 
 def checked_tables(tables: Tables, task: str, ranks: int, key: str) -> None:
