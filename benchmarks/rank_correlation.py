@@ -24,7 +24,7 @@ import argparse
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,18 @@ def _trained(problem: Problem, model: Ameir, number: int) -> float:
     return max(epoch[metric] for epoch in result.history[1:])
 
 
+def data_sets(given: argparse.Namespace) -> Iterator[tuple[str, Path, Path]]:
+    """Name, folder and configuration of the data sets that are named, or of both, prepared, where none is."""
+    if given.movielens or given.demo:
+        named = (("movielens", given.movielens), ("demo", given.demo))
+        yield from ((name, folder, default_config(folder)) for name, folder in named if folder)
+        return
+    from benchmarks.prepared import prepared  # needs NVTabular, which a GPU machine may lack
+
+    for name, kind in (("movielens", "clicks"), ("demo", "demo")):
+        yield name, *prepared(kind, given.data, given.out)[:2]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Both data sets, or the ones that are given."""
     made = parser("rank_correlation", __doc__)
@@ -148,16 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures: dict[str, float] = {}
     candidates: dict[str, list[dict[str, Any]]] = {}
     with user_errors():
-        given_some = given.movielens or given.demo
-        for name, kind in (("movielens", "clicks"), ("demo", "demo")):
-            if folder := getattr(given, name):
-                settings = default_config(folder)
-            elif given_some:
-                continue
-            else:
-                from benchmarks.prepared import prepared  # needs NVTabular, which a GPU machine may lack
-
-                folder, settings, _ = prepared(kind, given.data, given.out)
+        for name, folder, settings in data_sets(given):
             found, candidates[name] = correlate(given, name, folder, settings)
             figures |= found
     every = [row["finetuned"] - row["scratch"] for rows in candidates.values() for row in rows]

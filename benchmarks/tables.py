@@ -89,11 +89,11 @@ class Bench:
             splits["train"] = splits["train"].subset(rows, config.seed)
         return cls(schema, splits, config, folder, **more)
 
-    def training(self, name: str = "") -> TrainSettings:
-        """`[train]`, and model `name`'s own changes to it, at the budget."""
+    def training(self, rival: str = "") -> TrainSettings:
+        """`[train]` at the budget: AMEIR's, or that of model `rival`, with its own objective and its own changes."""
         train = self.config.train
-        if own := self.config.baselines.train.get(name):
-            train = train.of_baseline(own)
+        if rival:
+            train = train.of_baseline(self.config.baselines.train.get(rival, {}))
         return dataclasses.replace(train, epochs=self.share(train.epochs))
 
     def share(self, count: int) -> int:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ameir_merlin.batch import Batch
+from ameir_merlin.nn.embedding import FieldEmbeddings
 from ameir_merlin.schema import FIRST_ID, Behaviour, FeatureSchema, Field, Label
 
 T = 12  # longest history, more than one session of DSIN
@@ -87,3 +88,15 @@ def training_batch(schema: FeatureSchema, rows: int = 5, seed: int = 0) -> Batch
     if schema.label.task == "click":
         return random_batch(schema, rows, seed)
     return random_batch(schema, rows, seed, length=schema.behaviour.max_length + 5)
+
+
+def random_parameters(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """`module` with every parameter but padding drawn from a normal distribution of deviation 0.5."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+        for part in module.modules():
+            if isinstance(part, FieldEmbeddings):
+                part.weight[0] = 0  # padding is the zero vector
+    return module

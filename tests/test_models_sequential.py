@@ -6,7 +6,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from model_cases import RETRIEVAL_SCHEMAS, random_batch, training_batch
+from model_cases import RETRIEVAL_SCHEMAS, random_batch, random_parameters, training_batch
 from torch.testing import assert_close
 
 from ameir_merlin.models import build
@@ -14,7 +14,6 @@ from ameir_merlin.models.baselines.caser import HorizontalConvolution
 from ameir_merlin.models.baselines.hstu import HSTULayer
 from ameir_merlin.models.baselines.nextitnet import CausalConvolution
 from ameir_merlin.models.baselines.srgnn import GatedStep, session_graph
-from ameir_merlin.nn.embedding import FieldEmbeddings
 from ameir_merlin.nn.transformer import TransformerBlock, visible
 
 ITEMS = RETRIEVAL_SCHEMAS["items"]
@@ -73,17 +72,6 @@ def test_sasrec_positions_count_from_the_end():
             if batch.mask[row, t]:
                 vector = model.items.table[batch.history["history_item"][row, t]] * 2 + model.positions[t]
                 assert_close(query[row, t], model.norm(vector))
-
-
-def random_parameters(module, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-        for part in module.modules():
-            if isinstance(part, FieldEmbeddings):
-                part.weight[0] = 0  # padding is the zero vector
-    return module
 
 
 def vectors(model, batch, row):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 import subprocess
@@ -115,19 +116,12 @@ def test_a_behaviour_s_size_is_free_where_no_layer_has_heads(monkeypatch, tmp_pa
         make_problem(*given, folder=tmp_path)
 
 
-OWN_SPACE = """
-from torch import nn as _nn
+OWN_SPACE = f"""
+from torch import nn
 from ameir_merlin.nn.operations import LAYERS
 from ameir_merlin.space import SPACES, OperationSets
 
-class Gate(_nn.Module):
-    def __init__(self, dim):
-        super().__init__()
-        self.gate = _nn.Linear(dim, dim)
-
-    def forward(self, hidden, mask, target):
-        return hidden * self.gate(hidden).sigmoid()
-
+{inspect.getsource(Gate)}
 LAYERS["gate"] = Gate
 SPACES["mine"] = OperationSets(("gate", "zero"), ("relu",), ("none",), ("relu",))
 """

@@ -80,15 +80,38 @@ def search_autofis(
     fewer pairs. Where all gates reach zero, the pair whose accumulated gate is the largest is kept. budget: is in
     `training` already.
     """
+    epochs, steps = max(1, math.ceil(training.epochs / 2)), math.ceil(train.rows / training.batch_size)
+
+    def search(strength: float) -> tuple[float, tuple[tuple[str, ...], ...]]:
+        """Validation AUC of one search's model, and the pairs whose gates are not zero."""
+        with seeded(derive(seed, "autofis", "search"), device):
+            model: Any = build("autofis", schema, options).to(device)
+        optimizer = adam(model, training.learning_rate, training.l2, training.l2_network)
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if p is not model.gates]
+        c = strength * START / (learning_rate**0.5 * (epochs * steps * learning_rate) ** mu)
+        grda = GRDA(model.gates, learning_rate, c, mu)
+        for epoch in range(epochs):
+            epoch_seed = derive(seed, "autofis", epoch)
+            model.train()
+            told = f"autofis: search, strength {strength:g}, epoch {epoch + 1} of {epochs}"
+            with progress.task(told, steps) as task, seeded(epoch_seed, device):
+                for batch in train.batches(training.batch_size, seed=epoch_seed):
+                    loss = click_loss(model, batch.to(device), torch.Generator())
+                    optimizer.zero_grad(set_to_none=True)
+                    model.gates.grad = None
+                    loss.backward()
+                    optimizer.step()
+                    grda.step()
+                    task.advance()
+        left = tuple(pair for pair, gate in zip(model.interactions, model.gates.tolist()) if gate != 0)
+        auc = evaluate(model, valid, batch_size=training.eval_batch, device=device)["auc"]
+        return auc, left or (model.interactions[int(grda.sum.abs().argmax())],)
+
     began = time.perf_counter()
-    every: Any = build("autofis", schema, options)
-    pairs: tuple[tuple[str, ...], ...] = every.interactions
-    if pairs:
-        searched = [
-            _search(schema, train, valid, training, options, seed, device, progress, strength, learning_rate, mu)
-            for strength in strengths
-        ]
-        pairs = max(searched, key=lambda found: found[0])[1]
+    pairs: tuple[tuple[str, ...], ...] = ()
+    if len(schema.sparse) > 1:
+        _, pairs = max(map(search, strengths), key=lambda found: found[0])
     seconds = time.perf_counter() - began
     with seeded(derive(seed, "autofis", "model"), device):
         final = build("autofis", schema, {**options, "interactions": pairs, "normalized": False})
@@ -96,47 +119,3 @@ def search_autofis(
         final, train, valid, training, seed=derive(seed, "autofis"), device=device, progress=progress, name="autofis"
     )
     return Found(final, result, [list(p) for p in pairs], seconds)
-
-
-def _search(
-    schema: FeatureSchema,
-    train: BatchSource,
-    valid: BatchSource,
-    training: TrainSettings,
-    options: Mapping[str, Any],
-    seed: int,
-    device: torch.device | str,
-    progress: Progress,
-    strength: float,
-    learning_rate: float,
-    mu: float,
-) -> tuple[float, tuple[tuple[str, ...], ...]]:
-    """Validation AUC of one search's model, and the pairs whose gates are not zero."""
-    with seeded(derive(seed, "autofis", "search"), device):
-        model: Any = build("autofis", schema, options).to(device)
-    gates = model.gates
-    optimizer = adam(model, training.learning_rate, training.l2, training.l2_network)
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if p is not gates]
-    epochs = max(1, math.ceil(training.epochs / 2))
-    steps = math.ceil(train.rows / training.batch_size)
-    c = strength * START / (learning_rate**0.5 * (epochs * steps * learning_rate) ** mu)
-    grda = GRDA(gates, learning_rate, c, mu)
-    for epoch in range(epochs):
-        epoch_seed = derive(seed, "autofis", epoch)
-        model.train()
-        with (
-            progress.task(f"autofis: search, strength {strength:g}, epoch {epoch + 1} of {epochs}", steps) as task,
-            seeded(epoch_seed, device),
-        ):
-            for batch in train.batches(training.batch_size, seed=epoch_seed):
-                loss = click_loss(model, batch.to(device), torch.Generator())
-                optimizer.zero_grad(set_to_none=True)
-                gates.grad = None
-                loss.backward()
-                optimizer.step()
-                grda.step()
-                task.advance()
-    left = tuple(pair for pair, gate in zip(model.interactions, gates.tolist()) if gate != 0)
-    auc = evaluate(model, valid, batch_size=training.eval_batch, device=device)["auc"]
-    return auc, left or (model.interactions[int(grda.sum.abs().argmax())],)
