@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +78,16 @@ def dealt(
 def top(trials: Sequence[Trial], count: int) -> list[int]:
     """Numbers of the best `count` trials, best first; the earlier trial first among equals."""
     return [t.number for t in sorted(trials, key=lambda t: (-t.score, t.number))[:count]]
+
+
+def top_unlike(trials: Sequence[Trial], count: int, kind: Callable[[Trial], Hashable]) -> list[int]:
+    """As `top`, but each kind's best one comes before what is another kind's second."""
+    ranked = sorted(trials, key=lambda t: (-t.score, t.number))
+    leading: dict[Hashable, Trial] = {}
+    for trial in ranked:
+        leading.setdefault(kind(trial), trial)
+    first = [t.number for t in leading.values()]
+    return (first + [t.number for t in ranked if t.number not in first])[:count]
 
 
 def further(problem: Problem, record: StepRecord, supernet: Supernet) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from ameir_merlin.models.supernet import Supernet, inherit
-from ameir_merlin.search.candidates import mean_score, sample, score, seeded_supernet, top
+from ameir_merlin.search.candidates import mean_score, sample, score, seeded_supernet, top, top_unlike
 from ameir_merlin.search.oneshot import paths_update, train_one_shot
 from ameir_merlin.search.problem import Problem
-from ameir_merlin.search.record import StepRecord
+from ameir_merlin.search.record import StepRecord, Trial
 from ameir_merlin.search.scoring import score_mlps
 from ameir_merlin.seeds import derive
 from ameir_merlin.space import Architecture, Block, Interaction, MLPLayer
@@ -53,10 +54,15 @@ def search_mlp(
         candidates = sample(choices, settings.candidates, reference, seed)
         record = StepRecord(STEP, problem.metric, history=training.history, size=problem.space.sizes()["mlp"])
         record.trials = score(problem, STEP, candidates, score_mlps, supernet, seed)
-        record.best = top(record.trials, settings.top)
+        choose = partial(top_unlike, kind=_activations) if settings.distinct_activations else top
+        record.best = choose(record.trials, settings.top)
         record.finalists = record.best
         record.chosen = record.best[0]
         record.seconds = time.perf_counter() - began + training.earlier
         if problem.ranks.first:
             record.save(problem.folder)
     return record, supernet
+
+
+def _activations(trial: Trial) -> tuple[str, ...]:
+    return tuple(layer.activation for layer in Architecture.from_json(trial.candidate).mlp)

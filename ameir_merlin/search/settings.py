@@ -38,6 +38,8 @@ class SearchSettings:
     blocks then start from embeddings that say something already.
     epochs_behaviour, epochs_interaction (a cycle), epochs_mlp: passes over the training rows of the one-shot models.
     epochs_further: passes that each of the top candidates of Step 1 is fine-tuned for.
+    distinct_activations: whether Step 3's finalists differ in their activations, as long as there are others: one-shot
+    scores hardly tell these apart, training to the end does. Beyond the paper, whose finalists are the best scores.
     starts: what weights the finalists are retrained from: "one-shot", theirs in the one-shot model (Section 2.3,
     "Derivation"), or, beyond the paper, "new" ones, or "both", one after the other: one-shot weights are a quick start,
     and not always the one that leads furthest. Validation chooses among all.
@@ -72,6 +74,7 @@ class SearchSettings:
     epochs_interaction: int = 3
     epochs_mlp: int = 5
     epochs_further: int = 1
+    distinct_activations: bool = False
     starts: Literal["one-shot", "new", "both"] = "one-shot"
     ablations: bool = False
     batch_size: int = 1024
