@@ -21,6 +21,7 @@ class Batch:
     dense: float32 `[B, D]`, one column a dense field in the schema's order; D may be 0.
     history: behaviour field name to int64 ids, `[B, T]`, or `[B, T, max_values]`; padded with 0 at the front.
     mask: bool `[B, T]`, True = a real behaviour; None without behaviours. Every row has at least one True.
+    times: int64 `[B, T]`, when each behaviour was, in seconds; 0 = padding or unknown; None where rows do not say.
     label: float32 `[B]` in {0, 1} for clicks; int64 `[B]` target item ids for retrieval; None when serving.
     negatives: int64 `[B, N]` item ids to rank the target against or to train with; None where unused.
     seen: int64 `[B, S]` every item that the user had before the target (0 = none), for full ranking; None where the
@@ -31,6 +32,7 @@ class Batch:
     dense: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     history: dict[str, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
+    times: Tensor | None = None
     label: Tensor | None = None
     negatives: Tensor | None = None
     seen: Tensor | None = None

@@ -37,7 +37,9 @@ SLOTS = "values_per_element"  # property of a history column whose elements hold
 
 
 def merlin_schema(schema: FeatureSchema) -> Schema:
-    """The columns of prepared rows as a Merlin schema; `feature_schema` is the inverse.
+    """The columns of prepared rows as a Merlin schema; `feature_schema` is the inverse, but for behaviours' times.
+
+    These are left out, for the net does not read them.
 
     Tags: the role (USER, ITEM, CONTEXT), CATEGORICAL or CONTINUOUS, SEQUENCE on histories, BINARY_CLASSIFICATION and
     TARGET on the label. An embedding table is a domain with its name, whose largest value is its last row's number.

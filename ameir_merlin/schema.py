@@ -67,12 +67,16 @@ class Behaviour:
 
     target_fields: for each of `fields`, the non-sequential field of the target item that it shares its table with;
     empty where there is no target item (retrieval).
+    times: a further list column of `max_length` numbers, padded alike: when each behaviour was, in whole seconds since
+    any moment, 0 where that is not known. It is no part of x^a: models that cut histories into sessions read it, and
+    served rows lack it. Empty where the data have no times.
     """
 
     name: str
     fields: tuple[Field, ...]
     target_fields: tuple[str, ...] = ()
     max_length: int = 50
+    times: str = ""
 
     def __post_init__(self) -> None:
         if not self.fields:
@@ -106,7 +110,8 @@ class FeatureSchema:
     label: Label
 
     def __post_init__(self) -> None:
-        names = [f.name for f in self.fields] + [f.name for f in self.history_fields] + [self.label.name]
+        names = [f.name for f in (*self.fields, *self.history_fields)] + [n for n in (self.times,) if n]
+        names.append(self.label.name)
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice and not (self.label.task == "retrieval" and twice == [self.label.name]):
             raise UserError(f"schema: names used twice: {', '.join(twice)}")
@@ -126,6 +131,8 @@ class FeatureSchema:
                         f"schema: behaviour '{self.behaviour.name}': target field '{name}' {has}, "
                         f"expected the table '{field.embedding}' of '{field.name}'"
                     )
+        if self.label.task == "retrieval" and self.times:
+            raise UserError(f"schema: behaviour has times '{self.times}', which are for clicks alone")
         if self.label.task == "retrieval" and self.label.embedding not in sizes:
             raise UserError(f"schema: label '{self.label.name}': no field has the table '{self.label.embedding}'")
 
@@ -148,6 +155,11 @@ class FeatureSchema:
     def max_length(self) -> int:
         """T, how many behaviours a row has room for; 0 without behaviours."""
         return self.behaviour.max_length if self.behaviour else 0
+
+    @property
+    def times(self) -> str:
+        """The column with the behaviours' times; "" where there is none."""
+        return self.behaviour.times if self.behaviour else ""
 
     @property
     def has_target(self) -> bool:

@@ -18,7 +18,7 @@ Rows = dict[str, list]
 
 @dataclass(frozen=True)
 class Tiny(Dataset):
-    """Rows handed over in memory: user, item, tags (multivalent), price, a history of items and tags, a click."""
+    """Rows handed over in memory: user, item, tags (multivalent), price, a history of items and tags with times, a click."""
 
     rows: dict[str, Rows] = field(default_factory=dict)
     chunk: int = 3
@@ -37,6 +37,7 @@ class Tiny(Dataset):
                 (Field("h_item", embedding="item"), Field("h_tags", "multivalent", embedding="tags", max_values=2)),
                 ("item", "tags"),
                 self.max_length,
+                "h_time",
             ),
             Label("click"),
         )
@@ -70,6 +71,7 @@ def tiny_rows() -> dict[str, Rows]:
             "price": [1.0, nan, 3.0, inf, None],
             "h_item": [[10, 40], [], [10, 20, 30, 50], [None], None],
             "h_tags": [["x|y", "w"], [], ["q", "y", None, "x"], ["x"], None],
+            "h_time": [[7, 9], [], [1, 2, None, 4], [3], None],
             "click": [1.0, 0.0, 0.0, 1.0, 1.0],
         },
         "valid": {
@@ -79,6 +81,7 @@ def tiny_rows() -> dict[str, Rows]:
             "price": [9.0, -9.0],
             "h_item": [[99, 10], []],
             "h_tags": [["v", "x"], []],
+            "h_time": [[5, 6], []],
             "click": [0.0, 1.0],
         },
         "test": {
@@ -88,6 +91,7 @@ def tiny_rows() -> dict[str, Rows]:
             "price": [2.0, 1.5],
             "h_item": [[30], [77, 10]],
             "h_tags": [["y|z"], ["u", "x"]],
+            "h_time": [[8], [2, 3]],
             "click": [0.0, 1.0],
         },
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ HISTORY = Behaviour(
     ),
     ("item", "genres"),
     T,
+    "when",
 )
 CLICK = Label("click")
 
@@ -46,7 +49,7 @@ RETRIEVAL_SCHEMAS = {
     ),
     "items_genres": FeatureSchema(
         (),
-        Behaviour("history", HISTORY.fields, (), T),
+        replace(HISTORY, target_fields=(), times=""),
         Label("item", "retrieval", "item"),
     ),
 }
@@ -73,6 +76,9 @@ def random_batch(schema: FeatureSchema, rows: int = 5, seed: int = 0, length: in
         real = torch.randint(2, width + 1, (rows,), generator=generator)
         real[:1], real[1:2] = width, 1
         batch.mask = torch.arange(width) >= (width - real).unsqueeze(1)
+        if schema.times:
+            gaps = torch.randint(0, 5, (rows, width), generator=torch.Generator().manual_seed(seed + 1)) * 700
+            batch.times = gaps.cumsum(1) * batch.mask
         for f in schema.history_fields:
             drawn = values(f, rows, width)
             batch.history[f.name] = drawn * (batch.mask if drawn.ndim == 2 else batch.mask.unsqueeze(2))

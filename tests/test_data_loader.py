@@ -78,7 +78,7 @@ def test_same_rows_as_stock_merlin(tmp_path):
         for inputs, _ in stock:
             for row in range(len(inputs["user"])):
                 one = {name: inputs[name][row].item() for name in ("user", "price", "age", "click")}
-                for name in ("tags", "h_item", "h_tags"):
+                for name in ("tags", "h_item", "h_tags", "h_time"):
                     offsets = inputs[f"{name}__offsets"]
                     one[name] = inputs[f"{name}__values"][offsets[row] : offsets[row + 1]].tolist()
                 expected.append(one)

@@ -29,6 +29,7 @@ CLICK = FeatureSchema(
             Field("h_tags", "multivalent", embedding="tags", cardinality=9, max_values=2),
         ),
         max_length=3,
+        times="h_time",
     ),
     Label("click"),
 )
@@ -50,6 +51,7 @@ def click_rows(rows: int, seed: int) -> dict[str, list]:
         "age": pa.array(g.normal(size=rows).astype(np.float32)),
         "h_item": pa.array(h.tolist(), lists),
         "h_tags": pa.array(np.repeat(h, 2, 1).tolist(), lists),
+        "h_time": pa.array(((h > 0) * g.integers(0, 99, h.shape)).tolist(), lists),
         "click": pa.array(g.integers(0, 2, rows).astype(np.float32)),
     }
 
@@ -78,6 +80,7 @@ def as_rows(batches) -> list[dict]:
                     "age": one.dense[0, 1].item(),
                     "h_item": one.history["h_item"][0].tolist(),
                     "h_tags": one.history["h_tags"][0].reshape(-1).tolist(),
+                    "h_time": one.times[0].tolist(),
                     "click": one.label.item(),
                 }
             )
@@ -126,7 +129,10 @@ def equal(a, b) -> bool:
     """Whether two passes have the same batches in the same order."""
     a, b = list(a), list(b)
     same = [
-        x.size == y.size and str(x) == str(y) and all(torch.equal(x.history[n], y.history[n]) for n in x.history)
+        x.size == y.size
+        and str(x) == str(y)
+        and all(torch.equal(x.history[n], y.history[n]) for n in x.history)
+        and (x.times is y.times is None or torch.equal(x.times, y.times))
         for x, y in zip(a, b, strict=True)
     ]
     return all(same)
@@ -187,7 +193,8 @@ def test_ragged_histories_are_padded_in_front(tmp_path):
     lists = [g.integers(3, 9, n).tolist() for n in g.integers(0, 4, 40)]
     tags = [[3 + i % 6 for i in row for _ in range(2)] for row in lists]
     table = pa.table(click_rows(40, 0))
-    for name, values in (("h_item", lists), ("h_tags", tags)):
+    times = [[10 + i for i in row] for row in lists]
+    for name, values in (("h_item", lists), ("h_tags", tags), ("h_time", times)):
         table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.list_(pa.int64())))
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=7)
     data = ResidentData(tmp_path, CLICK)
@@ -195,6 +202,7 @@ def test_ragged_histories_are_padded_in_front(tmp_path):
     assert data.all.history["h_item"].tolist() == expected
     expected = [[0] * (6 - len(row)) + row if row else [0, 0, 0, 0, 1, 0] for row in tags]
     assert data.all.history["h_tags"].reshape(40, 6).tolist() == expected
+    assert data.all.times.tolist() == [[0] * (3 - len(row)) + row for row in times]
     assert data.all.mask.any(1).all()
     streamed = StreamedData(tmp_path, CLICK, bundle_rows=10)
     kept = ResidentData(tmp_path, CLICK, bundle_rows=10)

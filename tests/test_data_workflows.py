@@ -78,6 +78,7 @@ def test_movielens_by_time(tmp_path):
             assert len(mine) == size
             for i, (_, item, rating, time) in zip(mine, own[place : place + size], strict=True):
                 past = [r[1] for r in own if r[2] >= 4 and r[3] < time][-4:]
+                assert part["history_time"][i] == [r[3] for r in own if r[2] >= 4 and r[3] < time][-4:]
                 assert part["item_id"][i] == item
                 assert part["label"][i] == float(rating >= 4)
                 assert part["history_item_id"][i] == past
@@ -107,6 +108,7 @@ def test_movielens_at_random(tmp_path):
         assert rows["train"]["history_item_id"] == [[]]
         assert rows["valid"]["history_item_id"] == [[2, 3]]
         assert rows["valid"]["history_genres"] == [["Comedy Drama", None]]
+        assert rows["valid"]["history_time"] == [[881250949, None]], "film 3 is in no training row"
         assert rows["test"]["history_year"] == [["1991"]]
         assert rows["valid"]["label"] == [1.0]
     for old, new, message in [
@@ -131,6 +133,7 @@ def test_movielens_end_to_end(tmp_path):
     items = vocabulary(tmp_path / "out", "item_id")
     expected = [reference_history([[reference_id(i, items)] for i in h], 4, 1) for h in raw["history_item_id"]]
     assert data.all.history["history_item_id"].tolist() == expected
+    assert data.all.times.tolist() == [[0] * (4 - len(times)) + times for times in raw["history_time"]]
     assert data.all.history["history_genres"].shape == (3, 4, 6)
     assert data.all.sparse["genres"].shape == (3, 6)
     assert bool(data.all.mask.any(1).all())
@@ -332,6 +335,7 @@ def test_alimama_rows(alimama):
         row |= {
             "history_cate_id": [number(b["cate"]) for b in past],
             "history_brand": [number(b["brand"]) for b in past],
+            "history_time": [int(b["time_stamp"]) for b in past],
         }
         expected["test" if int(r["time_stamp"]) >= 1494633600 else "early"].append(row)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from ameir_merlin.models import build
 from ameir_merlin.models.baselines.dien import auxiliary_loss
 from ameir_merlin.nn.attention import LocalActivationUnit
 from ameir_merlin.nn.augru import AUGRU
-from ameir_merlin.nn.sessions import split, starts_by_change, starts_by_count
+from ameir_merlin.nn.sessions import split, starts_by_count, starts_by_gap
 
 FULL = CLICK_SCHEMAS["full"]
+WITHOUT_TIMES = replace(FULL, behaviour=replace(FULL.behaviour, times=""))
 
 
 def test_activation_unit_of_hand_set_weights():
@@ -145,15 +147,15 @@ def test_session_split_against_loops():
     generator = torch.Generator().manual_seed(1)
     rows, length, sessions, size = 6, 9, 3, 2
     hidden = torch.randn(rows, length, 2, generator=generator)
-    ids = torch.randint(0, 2, (rows, length), generator=generator).cumsum(1)
+    times = torch.randint(0, 30, (rows, length), generator=generator).cumsum(1)
     real = torch.tensor([9, 1, 4, 7, 9, 2])
     mask = torch.arange(length) >= (length - real).unsqueeze(1)
-    got, got_mask = split(hidden, mask, starts_by_change(ids), sessions, size)
+    got, got_mask = split(hidden, mask, starts_by_gap(times * mask, 15), sessions, size)
     for row in range(rows):
         found = []
         for t in range(length):
             if mask[row, t]:
-                if not found or ids[row, t] != ids[row, t - 1]:
+                if not found or times[row, t] - times[row, t - 1] > 15:
                     found.append([])
                 found[-1].append(hidden[row, t])
         found = [session[-size:] for session in found[-sessions:]]
@@ -174,16 +176,26 @@ def test_sessions_of_fixed_runs_count_from_the_latest_behaviour():
     assert mask[0].tolist() == [[False, True, True], [True, True, True]]
 
 
-def test_dsin_against_loops():
-    model = build("dsin", FULL, {"dim": 2, "session_size": 2, "sessions": 3}).eval()
-    batch = random_batch(FULL)
+def runs_of(real: torch.Tensor, times: list[int] | None) -> list[torch.Tensor]:
+    """At most three sessions of at most two: half an hour between, or without times two behaviours each."""
+    if times is None:
+        return [real[max(0, end - 2) : end] for end in range(len(real), 0, -2)][:3][::-1]
+    starts = [t for t in range(len(times)) if t == 0 or times[t] - times[t - 1] > 30 * 60]
+    runs = [real[start:stop] for start, stop in zip(starts, [*starts[1:], len(times)], strict=True)]
+    return [run[-2:] for run in runs][-3:]
+
+
+@pytest.mark.parametrize("schema", [FULL, WITHOUT_TIMES], ids=["half an hour", "runs"])
+def test_dsin_against_loops(schema):
+    model = build("dsin", schema, {"dim": 2, "session_size": 2, "sessions": 3}).eval()
+    batch = random_batch(schema)
     embeddings = model.inputs.embeddings
     embedded = embeddings.non_sequential(batch)
     hidden, target = embeddings.sequence(batch), embeddings.target(embedded)
     for row in range(5):
         real = hidden[row][batch.mask[row]]
         interests = []
-        runs = [real[max(0, end - 2) : end] for end in range(len(real), 0, -2)][:3][::-1]
+        runs = runs_of(real, batch.times[row][batch.mask[row]].tolist() if schema.times else None)
         for k, run in enumerate(runs, start=3 - len(runs)):
             places = model.bias_place[2 - len(run) :]
             run = run + model.bias_session[k] + places + model.bias_unit
@@ -198,8 +210,10 @@ def test_dsin_against_loops():
         assert_close(model(batch).logits[row], model.head(model.mlp(flat))[0, 0], rtol=1e-4, atol=1e-5)
 
 
-def test_dsin_takes_sessions_from_a_field_and_refuses_an_unknown_one():
-    model = build("dsin", FULL, {"session_field": "history_item"}).eval()
-    assert torch.isfinite(model(random_batch(FULL)).logits).all()
-    with pytest.raises(UserError, match="session_field 'nothing' is no history field"):
-        build("dsin", FULL, {"session_field": "nothing"})
+def test_dsin_needs_the_times_that_its_schema_has():
+    batch = random_batch(FULL)
+    batch.times = None
+    with pytest.raises(UserError, match="dsin: the rows lack 'when', which sessions are cut by"):
+        build("dsin", FULL).eval()(batch)
+    with pytest.raises(UserError, match="dsin: gap is -1, expected seconds, at least 0"):
+        build("dsin", FULL, {"gap": -1})

@@ -25,6 +25,16 @@ def test_a_target_field_shares_the_table_of_its_history_field(target, message):
         FeatureSchema(FIELDS, Behaviour("clicks", past, (target,), 5), Label("click"))
 
 
+def test_times_are_for_clicks_and_have_a_name_of_their_own():
+    past = Behaviour("clicks", (Field("past", embedding="item"),), (), 5, "when")
+    assert FeatureSchema(FIELDS, past, Label("click")).times == "when"
+    assert FeatureSchema(FIELDS, None, Label("click")).times == ""
+    with pytest.raises(UserError, match="behaviour has times 'when', which are for clicks alone"):
+        FeatureSchema((), past, Label("next", "retrieval", "item"))
+    with pytest.raises(UserError, match="names used twice: price"):
+        FeatureSchema(FIELDS, Behaviour("clicks", past.fields, (), 5, "price"), Label("click"))
+
+
 def test_names_stand_once():
     with pytest.raises(UserError, match="names used twice: item"):
         FeatureSchema((Field("item"), Field("item")), None, Label("click"))

@@ -377,6 +377,24 @@ def test_a_stage_has_to_earn_its_place(tmp_path):
         assert fit(alone, problem.train, problem.valid, problem.training, seed=seed).best["auc"] == by_name[name]
 
 
+def test_finalists_that_differ_in_their_activations(tmp_path):
+    """The best of each pair of activations, best pair first; only then what is its pair's second."""
+    search(problem_of(SCHEMA, "C", tmp_path, distinct_activations=True, candidates=40, top=20))
+    record = StepRecord.load(tmp_path, "mlp")
+    pairs = [tuple(layer["activation"] for layer in trial.candidate["mlp"]) for trial in record.trials]
+    best = {}
+    for number in sorted(range(40), key=lambda n: record.trials[n].score):
+        best[pairs[number]] = number
+    leading = sorted(best.values(), key=lambda n: -record.trials[n].score)
+    assert 4 < len(leading) < 20, "too few pairs drawn, or too many for a second of one"
+    others = sorted(set(range(40)) - set(leading), key=lambda n: -record.trials[n].score)
+    score = {trial.number: trial.score for trial in record.trials}
+    expected = [score[n] for n in leading + others[: 20 - len(leading)]]
+    assert [score[n] for n in record.finalists] == expected
+    assert {pairs[n] for n in record.finalists[: len(leading)]} == set(best)
+    assert expected != sorted(score.values(), reverse=True)[:20], "plain order would pass, too"
+
+
 def test_what_comes_to_the_same_is_trained_once(tmp_path):
     problem = problem_of(SCHEMA, "C", tmp_path)
     blocks, bare, pairs = (Block("conv_1", "relu"),) * 2, (Block("zero"),) * 2, (("brand", "user"),)

@@ -96,6 +96,7 @@ class Alimama(Dataset):
                 ),
                 target_fields=("cate_id", "brand"),
                 max_length=self.max_length,
+                times="history_time",
             ),
             label=Label("clk"),
         )
@@ -131,6 +132,7 @@ class Alimama(Dataset):
         past = previous(log["user"].to_numpy(), log["time_stamp"].to_numpy(), user, time, self.max_length)
         rows = rows.append_column("history_cate_id", past.lists(log["cate"]))
         rows = rows.append_column("history_brand", past.lists(log["brand"]))
+        rows = rows.append_column("history_time", past.lists(log["time_stamp"]))
         for features, key in ((people, "userid"), (ads, "adgroup_id")):
             found = lookup(features, key, rows[key])
             for name in found.column_names:

@@ -5,7 +5,7 @@ for training, the next 10 % for validation, the last 10 % for the test. A row's 
 4 or more strictly before the row's timestamp.
 
 split = "random": reads `ml100k_ctr.csv.gz`, in the folder or beside it, whose column `split` is a random 80/10/10 and
-whose column `hist` has each row's earlier liked training films.
+whose column `hist` has each row's earlier liked training films. Their times are those of the training rows.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class MovieLens(Dataset):
                 ),
                 target_fields=("item_id", "genres", "year"),
                 max_length=self.max_length,
+                times="history_time",
             ),
             label=Label("label"),
         )
@@ -129,7 +130,8 @@ class MovieLens(Dataset):
         rows = pa.table(
             {"user_id": ratings["user_id"], "item_id": ratings["item_id"], "timestamp": ratings["timestamp"]}
         )
-        rows = rows.append_column("history_item_id", past.lists(ratings["item_id"].filter(pa.array(liked))))
+        for name, column in (("history_item_id", "item_id"), ("history_time", "timestamp")):
+            rows = rows.append_column(name, past.lists(ratings[column].filter(pa.array(liked))))
         rows = rows.append_column("label", pa.array(liked.astype(np.float64)))
         rows = _beside(rows, lookup(people, "user_id", rows["user_id"]))
         return _beside(rows, lookup(films, "item_id", rows["item_id"])), splits, films
@@ -162,9 +164,14 @@ class MovieLens(Dataset):
             .cast(pa.int64())
         )
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-        rows = rows.drop_columns(["hist", "split"]).append_column(
-            "history_item_id", pa.ListArray.from_arrays(offsets, items)
-        )
+        # A history is of training rows, and so are its times.
+        known = rows.filter(pa.array(splits == "train"))
+        known = pa.table({"row": _pairs(known["user_id"], known["item_id"]), "time": known["timestamp"]})
+        owners = rows["user_id"].take(pa.array(np.repeat(np.arange(rows.num_rows), lengths)))
+        times = lookup(known, "row", _pairs(owners, items))
+        rows = rows.drop_columns(["hist", "split"])
+        for name, values in (("history_item_id", items), ("history_time", times["time"].combine_chunks())):
+            rows = rows.append_column(name, pa.ListArray.from_arrays(offsets, values))
         rows = rows.rename_columns([{"release_year": "year", "class": "genres"}.get(n, n) for n in rows.column_names])
         rows = rows.set_column(rows.column_names.index("label"), "label", rows["label"].cast(pa.float64()))
         _, first = np.unique(rows["item_id"].to_numpy(), return_index=True)
@@ -175,6 +182,10 @@ def _whole(path: Path, kinds: dict[str, str]) -> pa.Table:
     """A file of RecBole's layout (tab-separated, header "name:type"), its columns by bare name."""
     table = pa.concat_tables([part for _, part in read_table(path, kinds, separator="\t", quote=False)])
     return table.rename_columns([name.split(":")[0] for name in table.column_names])
+
+
+def _pairs(users: pa.Array | pa.ChunkedArray, items: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return pc.binary_join_element_wise(users.cast(pa.string()), items.cast(pa.string()), " ")
 
 
 def _beside(left: pa.Table, right: pa.Table) -> pa.Table:

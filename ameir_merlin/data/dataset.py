@@ -82,7 +82,8 @@ class Dataset(ABC):
     def raw_schema(self, split: Split) -> pa.Schema:
         """Columns and types of the raw rows of `split`.
 
-        Clicks: all fields, histories (lists) and the label (float64). Retrieval: histories; validation and test also
+        Clicks: all fields, histories (lists), their times (lists of int64) where the schema has them, and the label
+        (float64). Retrieval: histories; validation and test also
         have the label (a raw item), `negatives` and `seen` (lists of raw items) and `_user` (int64).
         """
         schema, columns = self.schema(), self.columns()
@@ -92,6 +93,8 @@ class Dataset(ABC):
             raise UserError(f"{type(self).__name__}: columns() lacks {', '.join(missing)}")
         parts = [(f.name, columns[f.name].arrow) for f in schema.fields]
         parts += [(f.name, pa.list_(columns[f.name].arrow)) for f in schema.history_fields]
+        if schema.times:
+            parts.append((schema.times, pa.list_(pa.int64())))
         if schema.label.task == "click":
             parts.append((schema.label.name, pa.float64()))
         elif split != "train":

@@ -104,16 +104,16 @@ class Ragged:
             return torch.full_like(place, PADDING)
         return self.values[place.clamp(max=len(self.values) - 1)].masked_fill_(place >= stops[:, None], PADDING)
 
-    def front(self, rows: Tensor, width: int, slots: int) -> Tensor:
-        """The lists at `rows`, filled up at the front: int64 `[rows, width]`; empty ones have `NULL` in the last slots.
+    def front(self, rows: Tensor, width: int, slots: int, empty: int) -> Tensor:
+        """The lists at `rows`, filled up at the front: int64 `[rows, width]`; empty ones have `empty` in the last slots.
 
-        slots: ids of an element; the `NULL` stands in the first of them.
+        slots: ids of an element; `empty` stands in the first of them.
         """
         starts, stops = self.offsets[rows], self.offsets[rows + 1]
         out = self._windows(width).index_select(0, stops)
         slot = torch.arange(width, device=out.device)
         out.masked_fill_(slot < (width - (stops - starts))[:, None], PADDING)
-        out[stops == starts, width - slots] = NULL
+        out[stops == starts, width - slots] = empty
         return out
 
     def _windows(self, width: int) -> Tensor:
@@ -166,8 +166,10 @@ class Rows:
         for field in self.schema.history_fields:
             if field.name in self.ragged:
                 width = self.schema.max_length * field.max_values
-                ids = self.ragged[field.name].front(rows, width, field.max_values)
+                ids = self.ragged[field.name].front(rows, width, field.max_values, NULL)
                 batch.history[field.name] = ids if field.kind != "multivalent" else _elements(ids, field.max_values)
+        if self.schema.times in self.ragged:
+            batch.times = self.ragged[self.schema.times].front(rows, self.schema.max_length, 1, PADDING)
         if SEEN in self.ragged:
             batch.seen = self.ragged[SEEN].back(rows)
         return self._masked(batch)
@@ -215,6 +217,7 @@ def join_batches(parts: Sequence[Batch]) -> Batch:
         dense=cat(lambda p: p.dense),
         history={name: cat(lambda p, n=name: p.history[n]) for name in parts[0].history},
         mask=cat(lambda p: p.mask),
+        times=cat(lambda p: p.times),
         label=cat(lambda p: p.label),
         negatives=cat(lambda p: p.negatives),
         seen=seen,
@@ -254,8 +257,9 @@ def decode(table: pa.Table, schema: FeatureSchema, where: str = "table", first: 
 def column_names(schema: FeatureSchema) -> list[str]:
     """The columns of prepared rows that a batch is made of; some splits lack the last ones."""
     fields = [f.name for f in (*schema.fields, *schema.history_fields)]
+    times = [schema.times] if schema.times else []
     extra = [NEGATIVES, SEEN, USER] if schema.label.task == "retrieval" else []
-    return [*fields, schema.label.name, *extra]
+    return [*fields, *times, schema.label.name, *extra]
 
 
 def _arrow(chunks: pa.ChunkedArray, where: str) -> Column:
@@ -314,6 +318,13 @@ class _Assembly:
                 ragged[field.name] = lists
             else:
                 history[field.name] = lists if field.kind != "multivalent" else _elements(lists, field.max_values)
+        times = None
+        if schema.times in there:
+            lists = self.history(schema.times, 0, schema.max_length, 1)
+            if isinstance(lists, Ragged):
+                ragged[schema.times] = lists
+            else:
+                times = lists
         label, name, limit = None, schema.label.name, schema.tables.get(schema.label.embedding, 0)
         if name in there:
             click = schema.label.task == "click"
@@ -325,6 +336,7 @@ class _Assembly:
             sparse=sparse,
             dense=torch.stack(dense, 1) if dense else torch.empty(self.count, 0, device=some.device),
             history=history,
+            times=times,
             label=label,
             negatives=self.matrix(NEGATIVES, limit) if NEGATIVES in there else None,
         )

@@ -100,6 +100,23 @@ class KeepLast(Operator):
         return out
 
 
+class FillList(Operator):
+    """Missing integers in lists become `values[column]`; other columns pass."""
+
+    def __init__(self, values: dict[str, int]):
+        super().__init__()
+        self.values = values
+
+    def transform(self, col_selector: ColumnSelector, df):
+        """See NVTabular's `Operator.transform`."""
+        xp, out = _arrays(df), _shallow(df, col_selector)
+        for name, value in self.values.items():
+            found, offsets = take_apart(df[name])
+            numbers = xp.asarray(found.values).astype(xp.int64)
+            out[name] = put_together(xp.where(numbers == MISSING, value, numbers), offsets, df)
+        return out
+
+
 @dataclass(frozen=True)
 class Tokens:
     """How strings become `width` tokens: the `separator` between them; `lists` if the column has lists of strings."""

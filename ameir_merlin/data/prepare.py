@@ -67,7 +67,7 @@ def prepare(
             schema = preparation.fit(staged["train"])
         for split in SPLITS:
             statistics[split] = _write(preparation, split, staged[split], _folder(work / split), schema, progress)
-        _write_check_rows(staged["test"], work / "raw_test.parquet")
+        _write_check_rows(staged["test"], work / "raw_test.parquet", schema.times)
         write_json(work / "preprocess" / "preprocess.json", describe(dataset, schema, preparation.scale.range))
         beside = beside_paper(statistics, dataset.paper)
         statistics["paper"] = dict(dataset.paper)
@@ -201,14 +201,14 @@ def _write(preparation, split: Split, staged: Path, target: Path, schema: Featur
     return statistics
 
 
-def _write_check_rows(staged: Path, path: Path) -> None:
+def _write_check_rows(staged: Path, path: Path, times: str) -> None:
     with pq.ParquetFile(staged) as file:
         groups, rows = 0, 0
         while rows < CHECK_ROWS and groups < file.num_row_groups:
             rows += file.metadata.row_group(groups).num_rows
             groups += 1
         table = file.read_row_groups(range(groups)).slice(0, CHECK_ROWS)
-    drop = [name for name in (NEGATIVES, SEEN, USER) if name in table.column_names]
+    drop = [name for name in (NEGATIVES, SEEN, USER, times) if name in table.column_names]
     pq.write_table(table.drop_columns(drop), path, **WRITTEN)
 
 

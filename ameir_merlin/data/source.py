@@ -49,7 +49,7 @@ def size(groups: Sequence[Group], schema: FeatureSchema) -> int:
     behaviour = schema.behaviour
     values = sum(f.max_values for f in schema.fields) + 1
     if behaviour:
-        values += sum(f.max_values for f in behaviour.fields) * behaviour.max_length
+        values += (sum(f.max_values for f in behaviour.fields) + bool(behaviour.times)) * behaviour.max_length
     if schema.label.task == "retrieval":
         values += 200  # negatives, and what a user had before
     return 8 * values * sum(group.rows for group in groups)

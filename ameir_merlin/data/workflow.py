@@ -29,14 +29,14 @@ with warnings.catch_warnings():
     from merlin.core.utils import Serial, set_dask_client
     from merlin.schema import ColumnSchema, Schema
 
-    from ameir_merlin.data.ops import MISSING, Encode, KeepLast, Pad, PadList, Scale, SplitTokens, Tokens
+    from ameir_merlin.data.ops import MISSING, Encode, FillList, KeepLast, Pad, PadList, Scale, SplitTokens, Tokens
 
 from ameir_merlin.checksums import WRITTEN
 from ameir_merlin.data.dataset import FORMAT, NEGATIVES, SEEN, USER, Dataset, Split
 from ameir_merlin.data.statistics import count
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import atomic_file, read_json
-from ameir_merlin.schema import FeatureSchema
+from ameir_merlin.schema import PADDING, FeatureSchema
 
 ON_GPU = bool(HAS_GPU and cudf is not None)
 
@@ -168,7 +168,10 @@ class Preparation:
         )
         if schema.dense:
             outputs = outputs + ([f.name for f in schema.dense] >> self.scale)
-        done = {f.name for f in (*schema.fields, *schema.history_fields)} | set(targets)
+        if schema.times:
+            keep, pad = KeepLast({schema.times: length}), PadList({schema.times: Pad(length, empty=PADDING)})
+            outputs = outputs + ([schema.times] >> keep >> FillList({schema.times: PADDING}) >> pad)
+        done = {f.name for f in (*schema.fields, *schema.history_fields)} | {*targets, schema.times}
         for name in raw.names:
             if name not in done:
                 outputs = outputs + nvt.ColumnSelector([name])
@@ -234,7 +237,9 @@ class Preparation:
                 "multivalent": pa.list_(pa.int64()),
                 "dense": pa.float32(),
             }[field.kind]
-        types |= {f.name: pa.list_(pa.int64()) for f in schema.history_fields}
+        types |= {
+            name: pa.list_(pa.int64()) for name in (*(f.name for f in schema.history_fields), schema.times) if name
+        }
         if schema.label.task == "click":
             types[schema.label.name] = pa.float32()
         elif split != "train":

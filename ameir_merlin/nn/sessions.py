@@ -7,9 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def starts_by_change(ids: Tensor) -> Tensor:
-    """Where a session begins, bool `[B, T]`: where `ids` (int64 `[B, T]`) differ from the behaviour before."""
-    return F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
+def starts_by_gap(times: Tensor, gap: int) -> Tensor:
+    """Where a session begins, bool `[B, T]`: where more than `gap` lie between a behaviour and the one before.
+
+    times: int64 `[B, T]`, in the unit of `gap`.
+    """
+    return F.pad(times.diff(dim=1).abs() > gap, (1, 0), value=True)
 
 
 def starts_by_count(length: int, size: int, device: torch.device | str = "cpu") -> Tensor:

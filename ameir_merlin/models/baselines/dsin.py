@@ -12,7 +12,7 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.nn.inputs import ClickInputs
 from ameir_merlin.nn.mlp import MLP
 from ameir_merlin.nn.precision import in_float32
-from ameir_merlin.nn.sessions import split, starts_by_change, starts_by_count
+from ameir_merlin.nn.sessions import split, starts_by_count, starts_by_gap
 from ameir_merlin.nn.transformer import TransformerBlock, visible
 from ameir_merlin.schema import FeatureSchema
 
@@ -22,10 +22,8 @@ class DSINConfig:
     """dim: embedding size K. hidden: the MLP's widths (Appendix C.1). dropout: on hidden layers (Appendix D.1).
 
     session_size: behaviours kept of a session (Appendix C.1). sessions: how many, the latest.
-    session_field: a history field whose id changes where a session begins, such as the number of a 30-minute session
-    (Appendix C.1); "" where the data have none: every `session_size` behaviours, counted from the latest, are then one,
-    as they are for all data sets of workflows/ so far: a history field is an embedding of every model, and where there
-    is a target, the target's.
+    gap: seconds between two behaviours, more than which begin a new session: half an hour (Appendix C.1). Where the
+    schema has no times (`Behaviour.times`), every `session_size` behaviours, counted from the latest, are a session.
     heads: of the self-attention; a choice of ours.
     """
 
@@ -35,7 +33,7 @@ class DSINConfig:
     dropout: float = 0.0
     session_size: int = 10
     sessions: int = 5
-    session_field: str = ""
+    gap: int = 1800
     heads: int = 2
 
 
@@ -57,10 +55,9 @@ class DSIN(nn.Module):
         super().__init__()
         self.schema = schema
         self.config = config = config or DSINConfig()
-        names = [f.name for f in schema.history_fields]
-        if config.session_field and config.session_field not in names:
-            raise UserError(f"dsin: session_field '{config.session_field}' is no history field; they are {names}")
-        d = config.dim * len(names)
+        if config.gap < 0:
+            raise UserError(f"dsin: gap is {config.gap}, expected seconds, at least 0")
+        d = config.dim * len(schema.history_fields)
         self.inputs = ClickInputs(schema, config.dim, summary_width=3 * d)
         if schema.behaviour:
             self.bias_session = nn.Parameter(torch.empty(config.sessions, 1, 1).uniform_(-0.05, 0.05))
@@ -89,8 +86,10 @@ class DSIN(nn.Module):
         """[u^I; u^H], `[B, 3 d]`."""
         assert batch.mask is not None
         config = self.config
-        if config.session_field:
-            starts = starts_by_change(batch.history[config.session_field] * batch.mask)
+        if self.schema.times:
+            if batch.times is None:
+                raise UserError(f"dsin: the rows lack '{self.schema.times}', which sessions are cut by")
+            starts = starts_by_gap(batch.times, config.gap)
         else:
             starts = starts_by_count(hidden.shape[1], config.session_size, hidden.device)
         behaviours, real = split(hidden, batch.mask, starts, config.sessions, config.session_size)
