@@ -18,7 +18,7 @@ Rows = dict[str, list]
 
 @dataclass(frozen=True)
 class Tiny(Dataset):
-    """Rows handed over in memory: user, item, tags (multivalent), price, a history of items and tags with times, a click."""
+    """Rows handed over in memory: user, item, tags (multivalent), price, items and tags with times before, a click."""
 
     rows: dict[str, Rows] = field(default_factory=dict)
     chunk: int = 3

@@ -105,7 +105,7 @@ class Ragged:
         return self.values[place.clamp(max=len(self.values) - 1)].masked_fill_(place >= stops[:, None], PADDING)
 
     def front(self, rows: Tensor, width: int, slots: int, empty: int) -> Tensor:
-        """The lists at `rows`, filled up at the front: int64 `[rows, width]`; empty ones have `empty` in the last slots.
+        """The lists at `rows`, filled up at the front: int64 `[rows, width]`; an empty one has `empty` at its end.
 
         slots: ids of an element; `empty` stands in the first of them.
         """

@@ -237,14 +237,13 @@ class Preparation:
                 "multivalent": pa.list_(pa.int64()),
                 "dense": pa.float32(),
             }[field.kind]
-        types |= {
-            name: pa.list_(pa.int64()) for name in (*(f.name for f in schema.history_fields), schema.times) if name
-        }
+        lists = [f.name for f in schema.history_fields] + ([schema.times] if schema.times else [])
+        types |= dict.fromkeys(lists, pa.list_(pa.int64()))
         if schema.label.task == "click":
             types[schema.label.name] = pa.float32()
         elif split != "train":
-            lists = pa.list_(pa.int64())
-            types |= {schema.label.name: pa.int64(), NEGATIVES: lists, SEEN: lists, USER: pa.int64()}
+            types |= dict.fromkeys((NEGATIVES, SEEN), pa.list_(pa.int64()))
+            types |= dict.fromkeys((schema.label.name, USER), pa.int64())
         return pa.schema(list(types.items()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.behaviour import predefined_mlp, search_behaviour
 from ameir_merlin.search.candidates import load_finalists, save_finalists, seeded_supernet
+from ameir_merlin.search.distillation import distilled
 from ameir_merlin.search.interaction import chosen_interactions, search_interactions
 from ameir_merlin.search.mlp import search_mlp
 from ameir_merlin.search.problem import Problem
@@ -30,6 +32,7 @@ from ameir_merlin.space import SPACES, ZERO, Architecture, Block, Choices, Inter
 from ameir_merlin.train.checks import check_training
 from ameir_merlin.train.evaluate import main_metric
 from ameir_merlin.train.loop import FitResult, fit, seeded
+from ameir_merlin.train.objectives import Objective
 from ameir_merlin.train.optimizer import checked_tables
 from ameir_merlin.train.settings import TrainSettings
 
@@ -77,6 +80,8 @@ def make_problem(
         raise UserError(f"search.variant: '{settings.variant}' needs at least two sparse fields")
     check_training(training, schema.label.task)
     checked_tables(settings.tables, schema.label.task, ranks.size, "search.tables")
+    if settings.distill and schema.label.task == "retrieval" and training.objective not in ("", "softmax"):
+        raise UserError(f"search.distill: needs train.objective = 'softmax', not '{training.objective}'")
     for key in ("hidden_activation", "interaction_activation"):
         if (name := getattr(settings, key)) not in (known := (*ACTIVATIONS, "dice")):
             raise UserError(f"search.{key}: unknown '{name}', expected one of {', '.join(known)}")
@@ -194,7 +199,7 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
     """Retrain each finalist; the best by validation, its result, and a row of each retraining.
 
     Section 2.3, "Derivation": the derived model keeps the one-shot weights as its initialisation. The other choices are
-    those of `SearchSettings.starts` and `SearchSettings.ablations`.
+    those of `SearchSettings.starts`, `SearchSettings.ablations` and `SearchSettings.distill`.
     """
     metric = main_metric(problem.schema, problem.training)
     settings = replace(problem.training, objective=problem.objective)
@@ -209,9 +214,10 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
         kept = {m.architecture: m for m in load_finalists(file, problem)} if file.exists() else {}
         for name, less in ablations(problem, finalists[0].architecture).items():
             cases.append((0, name, kept[less] if less in kept else _anew(problem, less)))
-    best: tuple[Ameir, FitResult] | None = None
     rows: list[dict[str, Any]] = []
-    for place, start, model in cases:
+    trained: list[tuple[Ameir, FitResult]] = []
+
+    def train(place: int, start: str, model: Ameir, objective: Objective | None = None) -> None:
         result = fit(
             model,
             problem.train,
@@ -221,19 +227,32 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
             device=problem.device,
             progress=problem.progress,
             name=f"finalist {place + 1} of {len(finalists)}, {start}{' weights' if start in starts else ''}",
-            resume=problem.folder / RETRAINING / f"{place}_{start.replace(' ', '_')}.pt",
+            resume=problem.folder / RETRAINING / f"{place}_{start.replace(' ', '_').replace(',', '')}.pt",
             ranks=problem.ranks,
+            objective=objective,
         )
         epochs = len(result.history) - 1
         rows.append({"finalist": place, "start": start, "epochs": epochs, "seconds": result.seconds, **result.best})
-        if best is None or result.best[metric] > best[1].best[metric]:
-            best = (model, result)
-    assert best is not None
+        trained.append((model, result))
+
+    def by_score() -> list[int]:
+        return sorted(range(len(rows)), key=lambda n: -rows[n][metric])
+
+    begun = [copy.deepcopy(model) for _, _, model in cases] if problem.settings.distill else []
+    for place, start, model in cases:
+        train(place, start, model)
+    own = [n for n, (_, start, _) in enumerate(cases) if start in starts]
+    if problem.settings.distill:
+        first = by_score()[0]
+        lesson = distilled(problem, [(trained[n][0], rows[n][metric]) for n in by_score()])
+        place, start, _ = cases[first]
+        train(place, f"{start}, distilled", begun[first], lesson)
+        own += [len(rows) - 1] if first in own else []
+    best = by_score()[0]
     if problem.ranks.first:
-        own = [row for row in rows if row["start"] in starts]
-        scores = [max(r[metric] for r in own if r["finalist"] == n) for n in range(len(finalists))]
-        _note_choice(problem, scores, max(r[metric] for r in rows))
-    return *best, rows
+        scores = [max(rows[r][metric] for r in own if rows[r]["finalist"] == n) for n in range(len(finalists))]
+        _note_choice(problem, scores, rows[best][metric])
+    return *trained[best], rows
 
 
 def ablations(problem: Problem, found: Architecture) -> dict[str, Architecture]:

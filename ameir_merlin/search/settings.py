@@ -43,6 +43,9 @@ class SearchSettings:
     starts: what weights the finalists are retrained from: "one-shot", theirs in the one-shot model (Section 2.3,
     "Derivation"), or, beyond the paper, "new" ones, or "both", one after the other: one-shot weights are a quick start,
     and not always the one that leads furthest. Validation chooses among all.
+    distill: if above 0, the best of what was retrained is trained once more from where it began, and this share of what
+    it learns from are the answers of all that were, as far as validation is the better for them
+    (`search.distillation`); validation chooses between it and the others. Beyond the paper.
     ablations: whether less than the first finalist is trained as well, and validation chooses among these, too: the
     same with the pre-defined MLP (what AMEIR-B ends with) and without interactions either (AMEIR-A), both from their
     one-shot weights; without blocks, and with neither, from new weights. On small data a stage may bring more to the
@@ -76,6 +79,7 @@ class SearchSettings:
     epochs_further: int = 1
     distinct_activations: bool = False
     starts: Literal["one-shot", "new", "both"] = "one-shot"
+    distill: float = 0.0
     ablations: bool = False
     batch_size: int = 1024
     learning_rate: float = 1e-3
@@ -104,6 +108,8 @@ class SearchSettings:
         for name in ("learning_rate", "l2", "parsimony"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
+        if not 0 <= self.distill <= 1:
+            raise ValueError(f"distill is {self.distill}, expected a share from 0 to 1")
         if not 0 < self.interaction_init < float("inf"):
             raise ValueError(f"interaction_init is {self.interaction_init}, expected a number above 0")
         for name in ("blocks", "interactions", "mlp_layers", "epochs_warmup", "epochs_further"):

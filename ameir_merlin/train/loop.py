@@ -21,7 +21,7 @@ from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.seeds import derive
 from ameir_merlin.train import checkpoint
 from ameir_merlin.train.evaluate import evaluate, main_metric
-from ameir_merlin.train.objectives import OBJECTIVES
+from ameir_merlin.train.objectives import OBJECTIVES, Objective
 from ameir_merlin.train.optimizer import adam, checked_tables, gradients
 from ameir_merlin.train.precision import in_precision
 from ameir_merlin.train.settings import TrainSettings
@@ -60,6 +60,7 @@ def fit(
     name: str = "training",
     resume: Path | None = None,
     ranks: Ranks = ONE,
+    objective: Objective | None = None,
 ) -> FitResult:
     """Train `model` in place and leave it with the weights of its best epoch by validation (`main_metric`).
 
@@ -68,6 +69,7 @@ def fit(
     The model as it comes is scored too, as epoch 0: a model that starts from one-shot weights is never made worse.
     resume: file that the state is kept in after each epoch; if it is there, training goes on from it, and ends as an
     uninterrupted run with that seed would have. ranks: who shares each batch; `train` gives all of them the same rows.
+    objective: in place of the one that `settings` or the model name.
     Raises `Diverged` if the loss is no longer finite.
     """
     progress = progress or Silent()
@@ -75,7 +77,7 @@ def fit(
     schema: Any = model.schema
     if default is None:
         return _count(model.to(device), train, valid, settings, device, progress, name)
-    objective = OBJECTIVES[settings.objective or default]()
+    objective = objective or OBJECTIVES[settings.objective or default]()
     metric = main_metric(schema, settings)
     model.to(device)
     checked_tables(settings.tables, schema.label.task, ranks.size, "train.tables")
