@@ -144,7 +144,7 @@ Net.forward.__annotations__["inputs"] = typing.Dict[str, Tensor]  # noqa: UP006
 
 def as_batch(inputs: Mapping[str, Tensor], schema: FeatureSchema) -> Batch:
     """A dictionary of a Merlin `Loader` as a `Batch`; lists come as `name__values` and `name__offsets`."""
-    columns, rows = {}, 0
+    schema, columns, rows = schema.without_times(), {}, 0
     for field in (*schema.fields, *schema.history_fields):
         if (values := inputs.get(f"{field.name}__values")) is not None:
             offsets = inputs[f"{field.name}__offsets"].to(torch.int64).flatten()

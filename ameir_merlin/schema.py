@@ -68,8 +68,8 @@ class Behaviour:
     target_fields: for each of `fields`, the non-sequential field of the target item that it shares its table with;
     empty where there is no target item (retrieval).
     times: a further list column of `max_length` numbers, padded alike: when each behaviour was, in whole seconds since
-    any moment, 0 where that is not known. It is no part of x^a: models that cut histories into sessions read it, and
-    served rows lack it. Empty where the data have no times.
+    any moment; 0 where that is not known, which is far from all that is. It is no part of x^a: models that cut
+    histories into sessions read it, and served rows lack it. Empty where the data have no times.
     """
 
     name: str
@@ -188,6 +188,10 @@ class FeatureSchema:
 
         behaviour = self.behaviour and replace(self.behaviour, fields=tuple(map(fill, self.behaviour.fields)))
         return replace(self, fields=tuple(map(fill, self.fields)), behaviour=behaviour)
+
+    def without_times(self) -> FeatureSchema:
+        """The same schema of rows that do not say when behaviours were, as served ones."""
+        return replace(self, behaviour=self.behaviour and replace(self.behaviour, times=""))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, with a format version."""

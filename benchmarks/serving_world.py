@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ameir_merlin.data.dataset import Dataset, load_definition
+from ameir_merlin.data.dataset import Dataset, Raw, Split, load_definition
 from ameir_merlin.files import write_json
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.space import Architecture, Block, MLPLayer
@@ -65,6 +66,22 @@ _DIM = 4  # Appendix D.1
 
 
 @dataclass(frozen=True)
+class _Served(Dataset):
+    """`trained` without behaviours' times, as rows are served; DSIN's sessions are then runs of behaviours."""
+
+    trained: Dataset
+
+    def schema(self) -> FeatureSchema:
+        return self.trained.schema().without_times()
+
+    def columns(self) -> dict[str, Raw]:
+        return self.trained.columns()
+
+    def read(self, folder: Path, statistics: dict[str, Any]) -> Iterator[tuple[Split, pa.Table]]:
+        raise NotImplementedError("rows are made up here")
+
+
+@dataclass(frozen=True)
 class World:
     """A folder with `preprocess/`, and the schema it was fitted with."""
 
@@ -80,7 +97,7 @@ class World:
         from ameir_merlin.data.workflow import Preparation
 
         folder.mkdir(parents=True, exist_ok=True)
-        dataset = load_definition(Path(__file__).resolve().parents[1] / "workflows" / "alimama.py")
+        dataset = _Served(load_definition(Path(__file__).resolve().parents[1] / "workflows" / "alimama.py"))
         draw = np.random.default_rng(seed)
         sizes = _scaled(scale)
         count = max(sizes.values())

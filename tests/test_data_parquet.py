@@ -188,6 +188,12 @@ def test_streamed_fault_is_named(tmp_path):
         list(StreamedData(tmp_path, CLICK).batches(4))
 
 
+def test_rows_without_the_times_of_their_schema_are_refused(tmp_path):
+    pq.write_table(pa.table(click_rows(4, 0)).drop_columns(["h_time"]), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="no column 'h_time'"):
+        ResidentData(tmp_path, CLICK)
+
+
 def test_ragged_histories_are_padded_in_front(tmp_path):
     g = np.random.default_rng(0)
     lists = [g.integers(3, 9, n).tolist() for n in g.integers(0, 4, 40)]

@@ -145,6 +145,7 @@ def test_later_rows_change_nothing_that_is_fitted(folder, tmp_path):
         part["price"] = [1e9, -1e9]
         part["h_item"] = [[666] * 5, [666]]
         part["h_tags"] = [["poison"] * 5, ["poison"]]
+        part["h_time"] = [[9] * 5, [9]]
     prepare(Tiny(rows), tmp_path, tmp_path / "out", partition_rows=2)
     for name in ("user", "item", "tags"):
         assert vocabulary(tmp_path / "out", name) == vocabulary(folder, name)
@@ -189,11 +190,21 @@ def test_missing_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "count"), [("h_time", [7], 1), ("h_tags", None, 0), ("h_tags", ["x"] * 3, 3)]
+)
+def test_columns_of_a_history_are_of_one_length(tmp_path, name, value, count):
+    rows = broken(lambda r: r["train"][name].__setitem__(0, value))
+    with pytest.raises(UserError, match=rf"Tiny: train row 0: '{name}' has {count} behaviours, 'h_item' 2"):
+        prepare(Tiny(rows), tmp_path, tmp_path / "out")
+
+
 def test_long_history(tmp_path):
     rows = broken(
         lambda r: (
             r["train"]["h_item"].__setitem__(0, list(range(100_000))),
             r["train"]["h_tags"].__setitem__(0, ["x"] * 100_000),
+            r["train"]["h_time"].__setitem__(0, list(range(100_000))),
         )
     )
     schema = prepare(Tiny(rows), tmp_path, tmp_path / "out")

@@ -18,11 +18,14 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.models.ensemble import Ensemble
 from ameir_merlin.ranks import Ranks
+from ameir_merlin.search.candidates import load_finalists
 from ameir_merlin.search.distillation import distilled
-from ameir_merlin.search.pipeline import make_problem, search, train_finalists
+from ameir_merlin.search.pipeline import FINALISTS, make_problem, search, train_finalists
 from ameir_merlin.search.record import StepRecord
+from ameir_merlin.seeds import derive as derive_seed
 from ameir_merlin.space import Architecture, Block, MLPLayer
 from ameir_merlin.train.evaluate import evaluate
+from ameir_merlin.train.loop import fit
 from ameir_merlin.train.objectives import OBJECTIVES
 from ameir_merlin.train.objectives.distilled import Distilled
 from ameir_merlin.train.shared import Shared
@@ -194,6 +197,24 @@ def test_the_best_finalist_is_trained_once_more(schema, variant, tmp_path):
     scores = {first["finalist"]: max(first[metric], rows[-1][metric])}
     scores |= {row["finalist"]: row[metric] for row in before if row["finalist"] not in scores}
     assert [r["score"] for r in began.retrained] == [scores[n] for n in sorted(scores)]
+    # By hand: the best finalist as the search left it, each trained by itself, and what the trained ones teach it.
+    finalists = load_finalists(problem.folder / FINALISTS, problem)
+    plainly = replace(problem.training, objective="click" if variant == "C" else "softmax")
+    taught = []
+    for place, finalist in enumerate(finalists):
+        seed = derive_seed(problem.seed, "finalist", place)
+        taught.append((finalist, fit(finalist, problem.train, problem.valid, plainly, seed=seed).best[metric]))
+    lesson = distilled(problem, sorted(taught, key=lambda pair: -pair[1]))
+    fresh = load_finalists(problem.folder / FINALISTS, problem)[first["finalist"]]
+    seed = derive_seed(problem.seed, "finalist", first["finalist"])
+    expected = fit(fresh, problem.train, problem.valid, plainly, seed=seed, objective=lesson)
+
+    assert {name: rows[-1][name] for name in expected.best} == expected.best
+    state = torch.load(problem.folder / "retraining" / f"{first['finalist']}_one-shot_distilled.pt", weights_only=True)[
+        "model"
+    ]
+    alone = torch.load(problem.folder / "retraining" / f"{first['finalist']}_one-shot.pt", weights_only=True)["model"]
+    assert any(not torch.equal(state[name], alone[name]) for name in state), "the lesson taught nothing"
     again = train_finalists(problem)
     assert without_seconds(again[2]) == without_seconds(rows)
     assert all(torch.equal(a, b) for a, b in zip(again[0].state_dict().values(), model.state_dict().values()))

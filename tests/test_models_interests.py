@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from ameir_merlin.nn.augru import AUGRU
 from ameir_merlin.nn.sessions import split, starts_by_count, starts_by_gap
 
 FULL = CLICK_SCHEMAS["full"]
-WITHOUT_TIMES = replace(FULL, behaviour=replace(FULL.behaviour, times=""))
+WITHOUT_TIMES = FULL.without_times()
 
 
 def test_activation_unit_of_hand_set_weights():

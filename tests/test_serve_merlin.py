@@ -28,6 +28,7 @@ def world(tmp_path_factory):
     rows = tiny_rows()
     whole = {"user": ["a", "who"], "item": [10, 31], "tags": ["y|x", "new"], "price": [1.5, 99.0], "click": [0.0, 1.0]}
     whole |= {"h_item": [[10, 77, 20, 30], [30]], "h_tags": [["x", "y|z|q", "", "w"], ["q"]]}
+    whole |= {"h_time": [[1, 2, 3, 4], [5]]}
     for name, values in whole.items():
         rows["test"][name] += values
     dataset = Tiny(rows=rows)

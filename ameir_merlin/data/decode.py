@@ -319,7 +319,7 @@ class _Assembly:
             else:
                 history[field.name] = lists if field.kind != "multivalent" else _elements(lists, field.max_values)
         times = None
-        if schema.times in there:
+        if schema.times:
             lists = self.history(schema.times, 0, schema.max_length, 1)
             if isinstance(lists, Ragged):
                 ragged[schema.times] = lists

@@ -88,10 +88,14 @@ def partitions(path: Path, schema: pa.Schema) -> nvt.Dataset:
         names = file.schema_arrow.names
     meta = {name: _meta(schema.field(name).type) for name in names}
     frame = dd.from_map(read_partition, parts, meta=(cudf.DataFrame(meta) if ON_GPU else pd.DataFrame(meta)))
-    columns = [ColumnSchema(name, dtype=_leaf(schema.field(name).type), **_shape(schema.field(name))) for name in names]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return nvt.Dataset(frame, schema=Schema(columns), cpu=not ON_GPU)
+        return nvt.Dataset(frame, schema=_columns(schema, names), cpu=not ON_GPU)
+
+
+def _columns(schema: pa.Schema, names: list[str]) -> Schema:
+    fields = [schema.field(name) for name in names]
+    return Schema([ColumnSchema(field.name, dtype=_leaf(field.type), **_shape(field)) for field in fields])
 
 
 def _leaf(kind: pa.DataType) -> str:
@@ -188,7 +192,8 @@ class Preparation:
         self.encode.sizes = FeatureSchema.load(prepared / "schema.json").tables
         self.scale.range = {c["name"]: (c["minimum"], c["maximum"]) for c in about["columns"] if c["kind"] == "dense"}
         workflow = self.workflow("test")
-        schema = partitions(prepared / "raw_test.parquet", dataset.raw_schema("test")).schema
+        # All raw columns, also those that served rows lack: the graph has them until they are taken out.
+        schema = _columns(dataset.raw_schema("test"), dataset.raw_schema("test").names)
         fields = {f.name for f in (*dataset.schema().fields, *dataset.schema().history_fields)}
         workflow.fit_schema(schema)
         return workflow.remove_inputs([name for name in schema.column_names if name not in fields])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -204,20 +203,16 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
     metric = main_metric(problem.schema, problem.training)
     settings = replace(problem.training, objective=problem.objective)
     starts = ("one-shot", "new") if problem.settings.starts == "both" else (problem.settings.starts,)
-    finalists = load_finalists(problem.folder / FINALISTS, problem)
-    cases: list[tuple[int, str, Ameir]] = []
-    for place, start in itertools.product(range(len(finalists)), starts):
-        model = finalists[place] if start == "one-shot" else _anew(problem, finalists[place].architecture)
-        cases.append((place, start, model))
+    finalists = [model.architecture for model in load_finalists(problem.folder / FINALISTS, problem)]
+    cases = [(place, start, finalists[place]) for place, start in itertools.product(range(len(finalists)), starts)]
     if problem.settings.ablations:
-        file = problem.folder / SIMPLER
-        kept = {m.architecture: m for m in load_finalists(file, problem)} if file.exists() else {}
-        for name, less in ablations(problem, finalists[0].architecture).items():
-            cases.append((0, name, kept[less] if less in kept else _anew(problem, less)))
+        cases += [(0, name, less) for name, less in ablations(problem, finalists[0]).items()]
     rows: list[dict[str, Any]] = []
     trained: list[tuple[Ameir, FitResult]] = []
 
-    def train(place: int, start: str, model: Ameir, objective: Objective | None = None) -> None:
+    def train(place: int, start: str, architecture: Architecture, objective: Objective | None = None) -> None:
+        model = _begun(problem, place, start, architecture)
+        named = start if objective is None else f"{start}, distilled"
         result = fit(
             model,
             problem.train,
@@ -226,27 +221,25 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
             seed=derive_seed(problem.seed, "finalist", place),
             device=problem.device,
             progress=problem.progress,
-            name=f"finalist {place + 1} of {len(finalists)}, {start}{' weights' if start in starts else ''}",
-            resume=problem.folder / RETRAINING / f"{place}_{start.replace(' ', '_').replace(',', '')}.pt",
+            name=f"finalist {place + 1} of {len(finalists)}, {named}{' weights' if named in starts else ''}",
+            resume=problem.folder / RETRAINING / f"{place}_{named.replace(',', '').replace(' ', '_')}.pt",
             ranks=problem.ranks,
             objective=objective,
         )
         epochs = len(result.history) - 1
-        rows.append({"finalist": place, "start": start, "epochs": epochs, "seconds": result.seconds, **result.best})
+        rows.append({"finalist": place, "start": named, "epochs": epochs, "seconds": result.seconds, **result.best})
         trained.append((model, result))
 
     def by_score() -> list[int]:
         return sorted(range(len(rows)), key=lambda n: -rows[n][metric])
 
-    begun = [copy.deepcopy(model) for _, _, model in cases] if problem.settings.distill else []
-    for place, start, model in cases:
-        train(place, start, model)
+    for case in cases:
+        train(*case)
     own = [n for n, (_, start, _) in enumerate(cases) if start in starts]
     if problem.settings.distill:
         first = by_score()[0]
         lesson = distilled(problem, [(trained[n][0], rows[n][metric]) for n in by_score()])
-        place, start, _ = cases[first]
-        train(place, f"{start}, distilled", begun[first], lesson)
+        train(*cases[first], lesson)
         own += [len(rows) - 1] if first in own else []
     best = by_score()[0]
     if problem.ranks.first:
@@ -272,6 +265,17 @@ def ablations(problem: Problem, found: Architecture) -> dict[str, Architecture]:
         if less not in (found, *others.values()):
             others[name] = less
     return others
+
+
+def _begun(problem: Problem, place: int, start: str, architecture: Architecture) -> Ameir:
+    """`architecture` as its retraining begins; start: "one-shot" (that of finalist `place`), "new", or an ablation."""
+    if start == "one-shot":
+        return load_finalists(problem.folder / FINALISTS, problem)[place]
+    if start != "new" and (file := problem.folder / SIMPLER).exists():
+        for model in load_finalists(file, problem):
+            if model.architecture == architecture:
+                return model
+    return _anew(problem, architecture)
 
 
 def _anew(problem: Problem, architecture: Architecture) -> Ameir:

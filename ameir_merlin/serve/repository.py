@@ -56,13 +56,15 @@ def export(
     The folder appears whole or not at all; an earlier repository there is replaced, anything else is left alone.
 
     Raises `UserError` for a preprocessing that does not agree with the schema, for a `to` that holds something else,
-    and for a model that cannot be written in the wanted format.
+    for a model that needs behaviours' times, and for one that cannot be written in the wanted format.
     """
     to, settings = Path(to), settings or ExportSettings()
     if to.exists() and (not to.is_dir() or (any(to.iterdir()) and not (to / manifest.NAME).is_file())):
         raise UserError(f"{to}: exists and is not a model repository; choose another place")
     if not schema.tables:
         raise UserError("schema: neither sparse fields nor behaviours; nothing to look up, so nothing to export")
+    if schema.times and getattr(model, "needs_times", False):
+        raise UserError(f"{type(model).__name__} cuts sessions by '{schema.times}', which served rows do not have")
     was_training = model.training
     model.eval()
     try:

@@ -48,6 +48,7 @@ class DSIN(nn.Module):
     """
 
     configuration = DSINConfig
+    needs_times = True  # where the schema has them
     task = "click"
     default_objective = "click"
 

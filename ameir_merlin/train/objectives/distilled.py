@@ -25,7 +25,7 @@ class Distilled:
     objective that it stands in for is `Softmax`. The temperature is 1.
 
     teacher: a model of the same schema, causal where the model is, on the device and in evaluation mode; it is not
-    trained. share: in [0, 1].
+    trained, and answers in its own precision, every rank's teacher the whole batch. share: in [0, 1].
     """
 
     teacher: nn.Module
