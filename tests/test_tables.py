@@ -143,6 +143,8 @@ def write_split(folder: Path, schema, batch: Batch) -> None:
     for name, ids in (*batch.sparse.items(), *batch.history.items()):
         flat = ids.flatten(1) if ids.ndim > 1 else ids
         columns[name] = pa.array(flat.tolist(), pa.list_(pa.int64()) if ids.ndim > 1 else pa.int64())
+    if batch.times is not None:
+        columns[schema.times] = pa.array(batch.times.tolist(), pa.list_(pa.int64()))
     for place, field in enumerate(schema.dense):
         columns[field.name] = pa.array(batch.dense[:, place].tolist(), pa.float32())
     if batch.label is not None:
