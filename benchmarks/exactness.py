@@ -48,14 +48,14 @@ def raw_rows(dataset: Dataset, split: Split, count: int, seed: int) -> pa.Table:
     longest = dataset.list_length(split)
     lengths = draw.choice(np.append(_LENGTHS, [longest - 1, longest, longest + 1, 3 * longest]), count)
     gone = (lengths == 0) & (draw.random(count) < 0.5)
-    names = {f.name for f in schema.history_fields}
+    names = {f.name for f in schema.history_fields} | {schema.times}
     arrays = []
     for field in dataset.raw_schema(split):
         if field.name == schema.label.name and schema.label.task == "click":
             arrays.append(pa.array(draw.integers(0, 2, count), pa.float64()))
         elif pa.types.is_list(field.type):
             sizes = lengths if field.name in names else np.full(count, 4)
-            kind, separator = field.type.value_type, columns[field.name].separator if field.name in names else ""
+            kind, separator = field.type.value_type, columns[field.name].separator if field.name in columns else ""
             values = _values(draw, kind, int(sizes.sum()), step, separator)
             offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
             mask = pa.array(gone) if field.name in names else None
