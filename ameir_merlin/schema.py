@@ -110,8 +110,7 @@ class FeatureSchema:
     label: Label
 
     def __post_init__(self) -> None:
-        names = [f.name for f in (*self.fields, *self.history_fields)] + [n for n in (self.times,) if n]
-        names.append(self.label.name)
+        names = [f.name for f in self.fields] + self.history_columns + [self.label.name]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice and not (self.label.task == "retrieval" and twice == [self.label.name]):
             raise UserError(f"schema: names used twice: {', '.join(twice)}")
@@ -160,6 +159,11 @@ class FeatureSchema:
     def times(self) -> str:
         """The column with the behaviours' times; "" where there is none."""
         return self.behaviour.times if self.behaviour else ""
+
+    @property
+    def history_columns(self) -> list[str]:
+        """The list columns that tell of the behaviours: the history fields, and the times where there are any."""
+        return [f.name for f in self.history_fields] + ([self.times] if self.times else [])
 
     @property
     def has_target(self) -> bool:

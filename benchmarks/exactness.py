@@ -48,7 +48,7 @@ def raw_rows(dataset: Dataset, split: Split, count: int, seed: int) -> pa.Table:
     longest = dataset.list_length(split)
     lengths = draw.choice(np.append(_LENGTHS, [longest - 1, longest, longest + 1, 3 * longest]), count)
     gone = (lengths == 0) & (draw.random(count) < 0.5)
-    names = {f.name for f in schema.history_fields} | {schema.times}
+    names = set(schema.history_columns)
     arrays = []
     for field in dataset.raw_schema(split):
         if field.name == schema.label.name and schema.label.task == "click":

@@ -78,7 +78,8 @@ class _Served(Dataset):
         return self.trained.columns()
 
     def read(self, folder: Path, statistics: dict[str, Any]) -> Iterator[tuple[Split, pa.Table]]:
-        raise NotImplementedError("rows are made up here")
+        for split, rows in self.trained.read(folder, statistics):
+            yield split, rows.drop_columns([self.trained.schema().times])
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ class Dataset(ABC):
         """Columns and types of the raw rows of `split`.
 
         Clicks: all fields, histories (lists), their times (lists of int64) where the schema has them, and the label
-        (float64). Retrieval: histories; validation and test also
-        have the label (a raw item), `negatives` and `seen` (lists of raw items) and `_user` (int64).
+        (float64). Retrieval: histories; validation and test also have the label (a raw item), `negatives` and `seen`
+        (lists of raw items) and `_user` (int64).
         """
         schema, columns = self.schema(), self.columns()
         wanted = [f.name for f in (*schema.fields, *schema.history_fields)]

@@ -256,10 +256,9 @@ def decode(table: pa.Table, schema: FeatureSchema, where: str = "table", first: 
 
 def column_names(schema: FeatureSchema) -> list[str]:
     """The columns of prepared rows that a batch is made of; some splits lack the last ones."""
-    fields = [f.name for f in (*schema.fields, *schema.history_fields)]
-    times = [schema.times] if schema.times else []
+    fields = [f.name for f in schema.fields]
     extra = [NEGATIVES, SEEN, USER] if schema.label.task == "retrieval" else []
-    return [*fields, *times, schema.label.name, *extra]
+    return [*fields, *schema.history_columns, schema.label.name, *extra]
 
 
 def _arrow(chunks: pa.ChunkedArray, where: str) -> Column:

@@ -100,23 +100,6 @@ class KeepLast(Operator):
         return out
 
 
-class FillList(Operator):
-    """Missing integers in lists become `values[column]`; other columns pass."""
-
-    def __init__(self, values: dict[str, int]):
-        super().__init__()
-        self.values = values
-
-    def transform(self, col_selector: ColumnSelector, df):
-        """See NVTabular's `Operator.transform`."""
-        xp, out = _arrays(df), _shallow(df, col_selector)
-        for name, value in self.values.items():
-            found, offsets = take_apart(df[name])
-            numbers = xp.asarray(found.values).astype(xp.int64)
-            out[name] = put_together(xp.where(numbers == MISSING, value, numbers), offsets, df)
-        return out
-
-
 @dataclass(frozen=True)
 class Tokens:
     """How strings become `width` tokens: the `separator` between them; `lists` if the column has lists of strings."""
@@ -307,7 +290,7 @@ class Pad:
 
 
 class PadList(Operator):
-    """Lists of ids to the fixed lengths `pads`; other columns pass.
+    """Lists of ids, or of numbers, to the fixed lengths `pads`; other columns pass. A missing number is `PADDING`.
 
     With `width` > 1 the first slot of an element without tokens stays `NULL`; its other unused slots, that come as
     `NULL`, become `PADDING`.
@@ -338,6 +321,7 @@ def _padded(values, offsets, pad: Pad, xp):
     real = (within >= 0) & (within < kept[:, None])
     place = xp.where(real, source[:, None] + within, len(values))  # the place after the last holds PADDING
     padded = xp.concatenate([values, xp.full(1, PADDING, xp.int64)])[place]
+    padded = xp.where(padded == MISSING, PADDING, padded)
     if pad.width > 1:
         padded = xp.where((slot % pad.width > 0) & (padded == NULL), PADDING, padded)
     padded[kept == 0, total - pad.width if pad.side == "front" else 0] = pad.empty

@@ -177,16 +177,13 @@ def _checked(dataset: Dataset, split: Split, table: pa.Table, schema: pa.Schema,
         raise UserError(f"{name}: the {split} rows that read() gives do not fit raw_schema(): {error}") from error
     declared = dataset.schema()
     label = declared.label
-    histories = [f.name for f in declared.history_fields] + ([declared.times] if declared.times else [])
-    lengths = {column: np.asarray(pc.fill_null(pc.list_value_length(table[column]), 0)) for column in histories}
-    for column in histories[1:]:
-        differ = lengths[column] != lengths[histories[0]]
-        if differ.any():
+    histories = declared.history_columns
+    lengths = [np.asarray(pc.fill_null(pc.list_value_length(table[column]), 0)) for column in histories]
+    for column, own in zip(histories, lengths):
+        if (differ := own != lengths[0]).any():
             row = int(differ.argmax())
-            raise UserError(
-                f"{name}: {split} row {first + row}: '{column}' has {lengths[column][row]} behaviours, "
-                f"'{histories[0]}' {lengths[histories[0]][row]}"
-            )
+            told = f"'{column}' has {own[row]} behaviours, '{histories[0]}' {lengths[0][row]}"
+            raise UserError(f"{name}: {split} row {first + row}: {told}")
     if label.task == "click":
         values = table[label.name]
         good = pc.fill_null(pc.is_in(values, value_set=pa.array([0.0, 1.0])), False)

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     from merlin.core.utils import Serial, set_dask_client
     from merlin.schema import ColumnSchema, Schema
 
-    from ameir_merlin.data.ops import MISSING, Encode, FillList, KeepLast, Pad, PadList, Scale, SplitTokens, Tokens
+    from ameir_merlin.data.ops import MISSING, Encode, KeepLast, Pad, PadList, Scale, SplitTokens, Tokens
 
 from ameir_merlin.checksums import WRITTEN
 from ameir_merlin.data.dataset import FORMAT, NEGATIVES, SEEN, USER, Dataset, Split
@@ -173,8 +173,7 @@ class Preparation:
         if schema.dense:
             outputs = outputs + ([f.name for f in schema.dense] >> self.scale)
         if schema.times:
-            keep, pad = KeepLast({schema.times: length}), PadList({schema.times: Pad(length, empty=PADDING)})
-            outputs = outputs + ([schema.times] >> keep >> FillList({schema.times: PADDING}) >> pad)
+            outputs = outputs + ([schema.times] >> PadList({schema.times: Pad(length, empty=PADDING)}))
         done = {f.name for f in (*schema.fields, *schema.history_fields)} | {*targets, schema.times}
         for name in raw.names:
             if name not in done:
@@ -242,8 +241,7 @@ class Preparation:
                 "multivalent": pa.list_(pa.int64()),
                 "dense": pa.float32(),
             }[field.kind]
-        lists = [f.name for f in schema.history_fields] + ([schema.times] if schema.times else [])
-        types |= dict.fromkeys(lists, pa.list_(pa.int64()))
+        types |= dict.fromkeys(schema.history_columns, pa.list_(pa.int64()))
         if schema.label.task == "click":
             types[schema.label.name] = pa.float32()
         elif split != "train":

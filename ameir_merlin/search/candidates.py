@@ -75,13 +75,11 @@ def dealt(
     return torch.tensor([found[n] for n in range(len(candidates))], dtype=torch.float64)
 
 
-def top(trials: Sequence[Trial], count: int) -> list[int]:
-    """Numbers of the best `count` trials, best first; the earlier trial first among equals."""
-    return [t.number for t in sorted(trials, key=lambda t: (-t.score, t.number))[:count]]
+def top(trials: Sequence[Trial], count: int, kind: Callable[[Trial], Hashable] = lambda t: t.number) -> list[int]:
+    """Numbers of the best `count` trials, best first; the earlier trial first among equals.
 
-
-def top_unlike(trials: Sequence[Trial], count: int, kind: Callable[[Trial], Hashable]) -> list[int]:
-    """As `top`, but each kind's best one comes before what is another kind's second."""
+    kind: what trials are told apart by; each kind's best one comes before any kind's second.
+    """
     ranked = sorted(trials, key=lambda t: (-t.score, t.number))
     leading: dict[Hashable, Trial] = {}
     for trial in ranked:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 
 from ameir_merlin.models.supernet import Supernet, inherit
-from ameir_merlin.search.candidates import mean_score, sample, score, seeded_supernet, top, top_unlike
+from ameir_merlin.search.candidates import mean_score, sample, score, seeded_supernet, top
 from ameir_merlin.search.oneshot import paths_update, train_one_shot
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.record import StepRecord, Trial
@@ -54,8 +53,8 @@ def search_mlp(
         candidates = sample(choices, settings.candidates, reference, seed)
         record = StepRecord(STEP, problem.metric, history=training.history, size=problem.space.sizes()["mlp"])
         record.trials = score(problem, STEP, candidates, score_mlps, supernet, seed)
-        choose = partial(top_unlike, kind=_activations) if settings.distinct_activations else top
-        record.best = choose(record.trials, settings.top)
+        kinds = {"kind": _activations} if settings.distinct_activations else {}
+        record.best = top(record.trials, settings.top, **kinds)
         record.finalists = record.best
         record.chosen = record.best[0]
         record.seconds = time.perf_counter() - began + training.earlier
