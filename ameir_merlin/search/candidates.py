@@ -84,8 +84,8 @@ def top(trials: Sequence[Trial], count: int, kind: Callable[[Trial], Hashable] =
     leading: dict[Hashable, Trial] = {}
     for trial in ranked:
         leading.setdefault(kind(trial), trial)
-    first = [t.number for t in leading.values()]
-    return (first + [t.number for t in ranked if t.number not in first])[:count]
+    first = dict.fromkeys(t.number for t in leading.values())
+    return [*first, *(t.number for t in ranked if t.number not in first)][:count]
 
 
 def further(problem: Problem, record: StepRecord, supernet: Supernet) -> None:
