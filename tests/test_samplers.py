@@ -19,7 +19,7 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.search.account import Budget
 from ameir_merlin.search.journal import Journal
 from ameir_merlin.search.strategies.alone import sample_and_evaluate
-from ameir_merlin.search.strategies.controller import ControllerSettings, Policy
+from ameir_merlin.search.strategies.controller import Controller, ControllerSettings, Policy
 from ameir_merlin.search.strategies.evolution import Evolution, EvolutionSettings
 from ameir_merlin.search.strategies.rl import RL
 from ameir_merlin.search.strategies.uniform import Uniform
@@ -29,7 +29,7 @@ from ameir_merlin.space.mutate import mutate
 from ameir_merlin.space.whole import candidate_interactions, reference, whole_space
 
 SAMPLERS = {"random": Uniform, "evolution": Evolution, "rl": RL}
-WITHIN = {"random": 1680, "evolution": 300, "rl": 200}  # evaluations; the space has 1,680 architectures
+LEARNING = {"evolution": (Evolution, 300), "rl": (RL, 150)}  # evaluations; the space has 1,680 architectures
 
 
 # ------------------------------------------------------------------ space
@@ -110,20 +110,46 @@ def test_the_whole_space_and_its_reference():
 # ------------------------------------------------------------------ samplers
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_the_best_of_a_known_space_is_found_within_so_many_evaluations(name, seed):
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.79, 0.8)], ids=["far apart", "as close as AUCs"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", LEARNING)
+def test_the_best_of_a_known_space_is_found_within_so_many_evaluations(name, seed, low, high):
     table = known_scores(seed)
     best = max(table, key=table.__getitem__)
-    sampler = SAMPLERS[name](CHOICES, seed)
+    kind, within = LEARNING[name]
+    sampler = kind(CHOICES, seed)
     seen: list[Architecture] = []
-    while len(seen) < WITHIN[name] and best not in seen:
+    while len(seen) < within and best not in seen:
         asked = sampler.ask()
         CHOICES.validate(asked)
         seen.append(as_set(asked))
-        sampler.tell(asked, table[seen[-1]])
+        sampler.tell(asked, low + (high - low) * table[seen[-1]])
     assert best in seen
     assert seen[0] == as_set(reference(CHOICES))
+
+
+def test_random_finds_the_best_of_a_known_space_after_half_of_it_in_the_mean():
+    """Each place in a draw without repeats is as likely for the best one: mean (n + 1) / 2, variance (n^2 - 1) / 12."""
+    small = replace(CHOICES, interactions=CHOICES.interactions[:2], mlp=CHOICES.mlp[:1])
+    count, seeds = 42, 150
+    places = []
+    for seed in range(seeds):
+        table = known_scores(seed, small)
+        assert len(table) == count
+        best = max((a for a in table if a != as_set(reference(small))), key=table.__getitem__)
+        sampler, place = Uniform(small, seed), 0
+        first = sampler.ask()
+        assert as_set(first) == as_set(reference(small))
+        sampler.tell(first, table[as_set(first)])
+        while True:
+            asked, place = sampler.ask(), place + 1
+            sampler.tell(asked, table[as_set(asked)])
+            if as_set(asked) == best:
+                break
+        places.append(place)
+    left = count - 1  # after the reference
+    assert sum(places) / seeds == pytest.approx((left + 1) / 2, abs=3 * ((left**2 - 1) / 12 / seeds) ** 0.5)
+    assert max(places) <= left
 
 
 def test_random_draws_nothing_twice_and_ends_with_the_space():
@@ -133,6 +159,37 @@ def test_random_draws_nothing_twice_and_ends_with_the_space():
         seen.append(asked)
         sampler.tell(asked, 0.0)
     assert sorted(seen, key=repr) == sorted(architectures(small), key=repr)
+
+
+def test_rl_searches_scores_alike_wherever_they_lie_and_however_close():
+    """Advantages have no unit: each score is told as another affine function of it, and the same is asked for."""
+    table = known_scores(5)
+    asked = []
+    for scale, shift in [(1.0, 0.0), (2.0**-7, 0.75), (16.0, -4.0)]:
+        sampler = RL(CHOICES, 7)
+        asked.append([])
+        for _ in range(40):
+            asked[-1].append(sampler.ask())
+            sampler.tell(asked[-1][-1], scale * table[as_set(asked[-1][-1])] + shift)
+    assert asked[0] == asked[1] == asked[2]
+    assert len(set(asked[0])) > 20
+
+
+def test_an_advantage_is_the_distance_to_the_mean_of_before_in_deviations():
+    decay = 0.9
+    controller = Controller(CHOICES, ControllerSettings(baseline_decay=decay), 0)
+    rewards = [0.3, 0.5, 0.1, 0.1, 0.9]
+    found = [controller._advantage(reward) for reward in rewards]
+    means = [rewards[0]]
+    for reward in rewards[1:]:
+        means.append(decay * means[-1] + (1 - decay) * reward)
+    assert found[0] == 0.0
+    for n in range(1, len(rewards)):
+        weights = [decay ** (n - k) for k in range(1, n + 1)]
+        squares = [(rewards[k] - means[k - 1]) ** 2 for k in range(1, n + 1)]
+        deviation = (sum(w * s for w, s in zip(weights, squares)) / sum(weights)) ** 0.5
+        assert found[n] == pytest.approx((rewards[n] - means[n]) / deviation, rel=1e-9)
+    assert Controller(CHOICES, ControllerSettings(), 0)._advantage(0.5) == 0.0
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -96,7 +96,11 @@ class Policy(nn.Module):
 
 
 class Controller:
-    """The policy with its training: REINFORCE with a moving-average baseline, by PPO's clipped steps."""
+    """The policy with its training: REINFORCE with a moving-average baseline, by PPO's clipped steps.
+
+    Advantages are in units of the rewards' moving standard deviation, so that the entropy's weight means the same
+    whether scores lie between 0 and 1 or, as AUCs do, within a hundredth: a * score + b with a > 0 is searched alike.
+    """
 
     def __init__(self, choices: Choices, settings: ControllerSettings, seed: int) -> None:
         self.settings = settings
@@ -105,6 +109,7 @@ class Controller:
             self.policy = Policy(choices, settings)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=settings.learning_rate)
         self.baseline: float | None = None
+        self.variance, self.rewards = 0.0, 0
         self.waiting: list[tuple[Architecture, float]] = []
 
     def reward(self, architecture: Architecture, reward: float) -> None:
@@ -115,11 +120,7 @@ class Controller:
             self.waiting = []
 
     def _update(self) -> None:
-        advantages = []
-        for _, reward in self.waiting:
-            decay = self.settings.baseline_decay
-            self.baseline = reward if self.baseline is None else decay * self.baseline + (1 - decay) * reward
-            advantages.append(reward - self.baseline)
+        advantages = [self._advantage(reward) for _, reward in self.waiting]
         before = [self.policy.score(a)[0].detach() for a, _ in self.waiting]
         for _ in range(self.settings.passes):
             loss = torch.zeros(())
@@ -132,12 +133,28 @@ class Controller:
             (loss / len(self.waiting)).backward()
             self.optimizer.step()
 
+    def _advantage(self, reward: float) -> float:
+        """How far `reward` is above the baseline, in deviations; both move towards it first."""
+        decay = self.settings.baseline_decay
+        if self.baseline is None:
+            self.baseline = reward
+            return 0.0
+        surprise = reward - self.baseline
+        self.rewards += 1
+        self.baseline += (1 - decay) * surprise
+        self.variance = decay * self.variance + (1 - decay) * surprise**2
+        # As in Adam, a mean that started at 0 is divided by the weight that it has gathered.
+        deviation = (self.variance / (1 - decay**self.rewards)) ** 0.5
+        return decay * surprise / deviation if deviation > 0 else 0.0
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs: tensors and plain values."""
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "baseline": self.baseline,
+            "variance": self.variance,
+            "rewards": self.rewards,
             "waiting": [[a.to_json(), reward] for a, reward in self.waiting],
         }
 
@@ -145,5 +162,6 @@ class Controller:
         """The inverse of `state_dict`."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.baseline = state["baseline"]
+        self.baseline, self.variance = state["baseline"], float(state["variance"])
+        self.rewards = int(state["rewards"])
         self.waiting = [(Architecture.from_json(a), float(reward)) for a, reward in state["waiting"]]
