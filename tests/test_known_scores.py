@@ -1,4 +1,4 @@
-"""Whole searches whose every score is known: the one-shot weights' scores are a table's, and its best has to be found."""
+"""Whole searches whose every score is known: a table stands for the one-shot weights, and its best has to be found."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Count:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_three_steps_find_the_best_of_millions_within_200_scores(seed, tmp_path: Path, monkeypatch):
-    """One block, three of 26 interactions, one hidden layer: Steps 1 and 3 score all options, Step 2 some of its own."""
+    """One block, three of 26 interactions, a hidden layer: Steps 1 and 3 score all options, Step 2 some of its own."""
     worth = Worth(seed)
     scores = Count(worth)
 
