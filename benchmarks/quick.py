@@ -24,7 +24,7 @@ from benchmarks.tables import Table, make, parser, user_errors
 BUDGET = {"table1": 0.1, "table2": 0.05, "table3": 0.1, "table4": 0.02, "table5": 0.1}
 CLICKS = ("search.cycles=2", "search.rows_per_candidate=64", "train.batch_size=2048", "search.batch_size=2048")
 # Training rows of the dearest tables; DARTS and SNAS of table 4 compute every operation for every row.
-ROWS = {"table1": 20_000, "table4": 10_000}
+ROWS = {"table1": 20_000, "table4": 5_000}
 ITEMS = (
     *("search.blocks=2", "model.embedding_dim=32", "search.valid_rows=512", "train.batch_size=512"),
     *(f"baselines.train.{name}.epochs=40" for name in ("caser", "srgnn", "bert4rec")),  # as many as the others
