@@ -111,7 +111,7 @@ def test_the_whole_space_and_its_reference():
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.79, 0.8)], ids=["far apart", "as close as AUCs"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", LEARNING)
 def test_the_best_of_a_known_space_is_found_within_so_many_evaluations(name, seed, low, high):
     table = known_scores(seed)
