@@ -11,13 +11,13 @@ RecBole runs in an environment of its own, which the command makes with pip in -
 get our models' sizes (embeddings, hidden layers, heads, dropout); with --recbole-sizes they keep those of RecBole's own
 files. Everything else of them (initialisation, loss, no penalty) is RecBole's. Seeds, batches of clicks and the most
 passes are the same for both, and so is the patience of 3 passes, but for RecBole's BPR, whose validation score wavers:
-it has RecBole's own 10; and for those models of ours that ask once a window, which have six times the patience, and
-passes of their own (`workflows/beauty.toml`). Each side has its own way of training: RecBole the learning rate of its
+it has RecBole's own 10; and for our BERT4Rec, of which a pass masks a window once: it has six times the patience, and
+passes of its own (`workflows/beauty.toml`). Each side has its own way of training: RecBole the learning rate of its
 own files, ours the configuration's rate, penalty and averaged weights. What differs in the figures is both: library and
 training.
 
 An example is one row of clicks, or one next item that is asked for: RecBole cuts a training row for each item, our
-models answer at each position of a window or once a window. A window of BERT4Rec counts as one, whatever it masks.
+models answer at each position of a window, or a row for each. A window of BERT4Rec counts as one, whatever it masks.
 Speed is examples per CPU-second of training, one thread, scoring left out, both measured in this command. A target
 that no training row has counts as ranked last for ours; RecBole may guess it.
 
@@ -268,9 +268,9 @@ def asked(bench: Bench, name: str) -> int:
         return rows.rows
     if model.default_objective is None:
         return int(rows.all.mask.sum())
-    if getattr(model, "causal", False):
-        return int(rows.all.mask[:, -(bench.schema.max_length + 1) : -1].sum())
-    return rows.rows
+    if model.default_objective == "masked":
+        return rows.rows
+    return int(rows.all.mask[:, -(bench.schema.max_length + 1) : -1].sum())
 
 
 # ------------------------------------------------------------------ the table

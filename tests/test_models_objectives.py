@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from ameir_merlin.batch import Batch, Output
 from ameir_merlin.models import build
 from ameir_merlin.train.objectives import OBJECTIVES
-from ameir_merlin.train.objectives.clip import clip
+from ameir_merlin.train.objectives.clip import clip, every_cut
 from ameir_merlin.train.objectives.gbce import GBCE, beta, gbce
 from ameir_merlin.train.objectives.linear_softmax import linear_cross_entropy
 from ameir_merlin.train.objectives.masked import MaskedItems, crop
@@ -60,32 +60,75 @@ def window(*rows):
     ids = torch.zeros(len(rows), 17, dtype=torch.int64)
     for row, items in enumerate(rows):
         ids[row, 17 - len(items) :] = torch.tensor(items)
-    return Batch(history={"history_item": ids}, mask=ids > 0)
+    return Batch(history={"history_item": ids}, mask=ids > 0, dense=torch.empty(len(rows), 0))
 
 
-def test_a_causal_model_is_asked_after_each_of_the_latest_items():
+@pytest.mark.parametrize("kind", [Echo, EchoOnce])
+def test_a_model_is_asked_after_each_of_the_latest_items(kind):
     full = [3 + i % 14 for i in range(17)]
-    asked = ask(Echo(), window([5, 6, 7], full, [9], [4, 2, 8]), generator())
-    pairs = [
-        [(q.argmax().item(), t.item()) for q, t in zip(query, target) if t]
-        for query, target in zip(asked.query, asked.target)
-    ]
-    assert pairs[0] == [(5, 6), (6, 7)]
-    assert pairs[1] == list(itertools.pairwise(full))[-12:]
-    assert pairs[2] == []
-    assert pairs[3] == [(2, 8)]  # an unseen item (2) is no target
+    windows = window([5, 6, 7], full, [9], [4, 2, 8])
+    asked = ask(kind(), windows)
+    pairs = Counter()
+    for query, targets, of in zip(asked.query, asked.targets.tolist(), asked.windows.tolist()):
+        row = windows.history["history_item"].tolist().index(of)
+        pairs.update((row, q.argmax().item(), t) for q, t in zip(query, targets) if t)
+    expected = [(0, 5, 6), (0, 6, 7), (3, 2, 8)]  # one item is not enough, an unseen one (2) is no target
+    assert pairs == Counter(expected + [(1, *pair) for pair in list(itertools.pairwise(full))[-12:]])
     query, target = asked.flat()
-    assert len(query) == len(target) == 2 + 12 + 1
+    assert len(query) == len(target) == asked.total == 2 + 12 + 1
 
 
-def test_any_other_model_is_asked_once_a_window():
-    seen = set()
-    for seed in range(30):
-        asked = ask(EchoOnce(), window([5, 6, 7], [9]), generator(seed))
-        assert asked.query.shape == (2, 1, 17)
-        seen.add((asked.query[0, 0].argmax().item(), asked.target[0, 0].item()))
-        assert (asked.query[1, 0].argmax().item(), asked.target[1, 0].item()) == (1, 9)  # NULL stands before it
-    assert seen == {(5, 6), (6, 7)}
+def test_a_cut_has_the_items_before_it_and_the_one_after_it():
+    """Windows of 17, of histories of at most 5: the cuts of the latest five places alone."""
+    cut, following, row = every_cut(window(list(range(3, 17)), [7, 8, 9]), 5)
+    found = [
+        (r, ids[real].tolist(), t)
+        for r, ids, real, t in zip(row.tolist(), cut.history["history_item"], cut.mask, following.tolist())
+    ]
+    assert found == [(0, list(range(t - 5, t)), t) for t in range(12, 17)] + [(1, [7], 8), (1, [7, 8], 9)]
+    assert torch.equal(cut.mask, cut.history["history_item"] > 0)
+    assert cut.history["history_item"].shape == (7, 5)
+
+
+def test_windows_that_are_not_asked_fill_a_batch_up():
+    cut, following, row = every_cut(window([7], [4, 5], [9]), 5)
+    assert cut.history["history_item"].tolist() == [[0, 0, 0, 0, 4], [0, 0, 0, 0, 7], [0, 0, 0, 4, 5]]
+    assert (following.tolist(), row.tolist()) == ([5, 0, 0], [1, 0, 1])
+    assert torch.equal(cut.mask, cut.history["history_item"] > 0)
+
+
+def test_every_cut_keeps_multivalent_fields_beside_their_items():
+    batch = training_batch(RETRIEVAL_SCHEMAS["items_genres"], rows=8)
+    genres = batch.history["history_genres"]
+    genres[:, :, 0] = batch.history["history_item"]
+    cut, _, row = every_cut(batch, 12)
+    assert torch.equal(cut.history["history_genres"][:, :, 0], cut.history["history_item"])
+    assert cut.history["history_genres"].shape[2] == genres.shape[2]
+    assert cut.mask[:, -1].all()
+    assert cut.dense.shape[0] == len(row)
+
+
+class OneByOne(nn.Module):
+    """A causal model that is asked as others are: one history a row."""
+
+    causal = False
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.schema = model, model.schema
+
+    def forward(self, batch):
+        return self.model(batch)
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "stamp", "narm", "nextitnet"])
+def test_the_loss_is_that_of_the_same_model_asked_one_by_one(name):
+    """Of models without positions, and windows no longer than the model's length: where both see the same."""
+    model = build(name, ITEMS).eval()
+    batch = window([5, 6, 7, 3, 4, 9, 11], [9], [4, 2, 8, 8, 5], [3, 4])
+    losses = [OBJECTIVES["softmax"]()(m, batch, generator()) for m in (model, OneByOne(model))]
+    assert losses[0] > 1
+    assert_close(losses[0], losses[1])
 
 
 def test_clip_keeps_multivalent_fields_beside_their_items():
@@ -174,7 +217,7 @@ def test_click_loss_is_eqn_6():
 def test_softmax_against_loops():
     model = build("stamp", ITEMS, {"dim": 3}).eval()
     batch = training_batch(ITEMS)
-    asked = ask(model, batch, generator())
+    asked = ask(model, batch)
     total, count = 0.0, 0
     for query, targets in zip(asked.query, asked.target):
         for q, target in zip(query, targets.tolist()):
@@ -213,9 +256,9 @@ def test_draws_are_log_uniform_and_their_chances_are_those_of_being_among_them()
 def test_sampled_softmax_against_loops():
     model = build("sasrec", ITEMS).eval()
     batch = training_batch(ITEMS, rows=6)
-    asked = ask(model, batch, generator(4))
+    asked = ask(model, batch)
     count = len(asked.items) - 3
-    drawn = set(log_uniform(8, count, generator(4)).tolist())  # a causal model's questions draw nothing
+    drawn = set(log_uniform(8, count, generator(4)).tolist())
     total, questions = 0.0, 0
     for row_query, row_target in zip(asked.query.tolist(), asked.target.tolist()):
         for query, target in zip(row_query, row_target):
@@ -352,9 +395,10 @@ def test_masked_items_against_loops():
     assert_close(objective(model, batch, generator()), torch.tensor(total / count))
 
 
+@pytest.mark.parametrize("model", ["gru4rec", "caser", "srgnn"])
 @pytest.mark.parametrize("name", ["softmax", "sampled_softmax", "bpr", "bpr_max", "gbce"])
-def test_a_batch_without_questions_has_a_finite_loss(name):
-    model = build("gru4rec", ITEMS)
+def test_a_batch_without_questions_has_a_finite_loss(name, model):
+    model = build(model, ITEMS)
     loss = OBJECTIVES[name]()(model, window([9]), generator())
     loss.backward()
     assert loss.item() == 0

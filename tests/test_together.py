@@ -50,6 +50,7 @@ CASES: dict[str, tuple[Callable[..., Supernet], str]] = {
     "attention": (lambda **c: step1(SCHEMA, readout="attention", **c), "click"),
     "widths": (step3, "click"),
     "next item": (lambda **c: step1(ITEMS, shortcut="none", **c), "sampled"),
+    "next item, each cut": (lambda **c: step1(ITEMS, shortcut="none", **c), "softmax"),
     "every position": (lambda **c: step1(ITEMS, "ameir-causal", shortcut="none", **c), "softmax"),
 }
 
@@ -83,10 +84,10 @@ def test_paths_at_once_are_paths_one_after_the_other(name):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-def test_rows_that_paths_do_not_divide_and_nets_without_behaviours_go_one_after_the_other():
+def test_fewer_rows_than_paths_and_nets_without_behaviours_go_one_after_the_other():
     net = step1(SCHEMA)
     paths = FairPaths(net.choices, random.Random(1)).draw()
-    batch = training_batch(SCHEMA, 3 * len(paths) + 1, 7)
+    batch = training_batch(SCHEMA, len(paths) - 1, 7)
     assert torch.equal(Together(net, paths)(batch).logits, Paths(net, paths)(batch).logits)
     pairs = (("item", "user"),)
     with torch_seed(3):
@@ -167,7 +168,7 @@ class StandIn:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["32", "bf16"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "next item, each cut"])
 def test_one_capture_serves_all_paths(name, mixed):
     make, objective = CASES[name]
     net = make()
@@ -233,6 +234,8 @@ def test_a_search_with_paths_as_graphs(name, tmp_path, monkeypatch):
     found = {}
     for paths in ("apart", "graph"):
         problem = problem_of(schema, variant, tmp_path / paths, paths=paths)
+        if name == "retrieval":  # asked one by one, an update has any number of rows, and each number a capture
+            problem = replace(problem, training=replace(problem.training, objective="sampled"))
         found[paths] = outcome(replace(problem, backbone=settings()))
     for step, record in found["apart"]["records"].items():
         losses = [row["loss"] for row in record["history"]]

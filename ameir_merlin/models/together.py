@@ -33,11 +33,10 @@ class Together(Paths):
         decided = {(a.interactions, a.mlp) for a in self.architectures}
         self.decided = len(decided) == 1
 
-    def __call__(self, batch: Batch) -> Output:
-        """The paths' outputs, in the order of the rows."""
+    def _answer(self, batch: Batch) -> Output:
         encoded = self.supernet.encode(batch)
         if not self._even(encoded):
-            return super().__call__(batch)
+            return super()._answer(batch)
         if self.decided:
             return self._output(self._run(encoded, "answer"))
         base = self._run(encoded, "base")

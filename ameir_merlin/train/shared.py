@@ -71,7 +71,8 @@ class Shared:
             with shared_rows(self.ranks):
                 return replace(ask(model, rows), rows=rows)
         output = ask(self.model, slice(0, size))
-        count = size if self.ranks.first else 0
+        answered = size if output.rows is None else len(output.rows)  # the first of the rows, see `Paths`
+        count = answered if self.ranks.first else 0
         return replace(
             output,
             logits=None if output.logits is None else output.logits[:count],

@@ -1,12 +1,13 @@
-"""Random clipping of training windows for next-item prediction (Appendix D.2)."""
+"""Cutting training windows into histories and what followed: at random (Appendix D.2), or after each item."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ameir_merlin.batch import Batch
-from ameir_merlin.schema import NULL
+from ameir_merlin.schema import FIRST_ID, NULL
 
 
 def clip(batch: Batch, length: int, targets: int, generator: torch.Generator) -> tuple[Batch, Tensor]:
@@ -44,3 +45,31 @@ def clip(batch: Batch, length: int, targets: int, generator: torch.Generator) ->
     inside = target_at < width
     following = torch.where(inside, items.gather(1, target_at.clamp(max=width - 1)), 0)
     return Batch(history=history, mask=mask, dense=batch.dense), following
+
+
+def every_cut(batch: Batch, length: int) -> tuple[Batch, Tensor, Tensor]:
+    """Cut each window wherever an ordinary item (id >= FIRST_ID) follows, among its latest `length` places.
+
+    batch.history: `[B, W]` (or `[B, W, max_values]`) ids a field, front-padded. Returns one row a cut, those of a
+    window one after another: histories `[n, length]` (front-padded) of the items before the cut and their mask; the
+    first field's item after it, int64 `[n]`; and the window of each, int64 `[n]`, a row of `batch`. Windows fill up
+    what is missing to B rows, with 0 after them: a supernet needs a row for each of its paths.
+    """
+    assert batch.mask is not None
+    items = next(iter(batch.history.values()))
+    rows, width = items.shape
+    cuts = (batch.mask[:, -(length + 1) : -1] & (items[:, -length:] >= FIRST_ID)).nonzero()
+    if (missing := rows - len(cuts)) > 0:
+        filling = torch.arange(missing, device=items.device)
+        cuts = torch.cat([cuts, torch.stack([filling, torch.full_like(filling, length)], 1)])
+    row, end = cuts[:, 0], width - length + cuts[:, 1]  # index of the item after the cut
+    place = end.unsqueeze(1) + torch.arange(-length, 0, device=items.device)
+    inside, place = place >= 0, place.clamp(min=0)
+    mask = batch.mask[row.unsqueeze(1), place] & inside
+    history = {name: _take(ids, row, place, inside) for name, ids in batch.history.items()}
+    following = F.pad(items, (0, 1))[row, end]
+    return Batch(history=history, mask=mask, dense=batch.dense.index_select(0, row)), following, row
+
+
+def _take(ids: Tensor, row: Tensor, place: Tensor, inside: Tensor) -> Tensor:
+    return ids[row.unsqueeze(1), place] * inside.view(*inside.shape, *[1] * (ids.ndim - 2))

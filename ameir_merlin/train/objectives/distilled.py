@@ -38,10 +38,9 @@ class Distilled:
             with torch.no_grad():
                 chance = torch.sigmoid(self.teacher(batch).clicks())
             return click_loss(model, replace(batch, label=torch.lerp(batch.label, chance, self.share)), generator)
-        again = torch.Generator().set_state(generator.get_state())  # the same random cuts
-        asked = ask(model, batch, generator)
+        asked = ask(model, batch)
         with torch.no_grad():
-            told = ask(self.teacher, batch, again)
+            told = ask(self.teacher, batch)
         told = told._replace(query=asked.own(told.query), target=asked.target)
         query, target = asked.flat()
         teacher = Teacher(told.flat()[0], told.items[FIRST_ID:], self.share)

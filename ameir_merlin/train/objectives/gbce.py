@@ -28,10 +28,10 @@ class GBCE:
 
     def __call__(self, model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss of one batch of training windows `[B, W]`, the mean over its terms."""
-        asked = ask(model, batch, generator)
-        window = next(iter(batch.history.values()))
+        asked = ask(model, batch)
         count = asked.items.shape[0]
-        negatives = draw_negatives(window, torch.Size((len(window), self.negatives)), count, generator)
+        shape = torch.Size((len(asked.windows), self.negatives))
+        negatives = draw_negatives(asked.windows, shape, count, generator)
         own = (asked.query * F.embedding(asked.target, asked.items)).sum(2)
         against = torch.bmm(asked.query, F.embedding(asked.own(negatives), asked.items).transpose(1, 2))
         real = asked.targets > 0

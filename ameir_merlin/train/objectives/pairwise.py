@@ -23,9 +23,8 @@ class BPR:
 
     def __call__(self, model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss of one batch of training windows `[B, W]`."""
-        asked = ask(model, batch, generator)
-        window = next(iter(batch.history.values()))
-        negatives = draw_negatives(window, asked.targets.shape, asked.items.shape[0], generator)
+        asked = ask(model, batch)
+        negatives = draw_negatives(asked.windows, asked.targets.shape, asked.items.shape[0], generator)
         better, worse = F.embedding(asked.target, asked.items), F.embedding(asked.own(negatives), asked.items)
         real = asked.targets > 0
         loss = F.softplus(-(asked.query * (better - worse)).sum(2))
@@ -48,7 +47,7 @@ class BPRMax:
 
     def __call__(self, model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss of one batch of training windows `[B, W]`."""
-        asked = ask(model, batch, generator)
+        asked = ask(model, batch)
         query, target = asked.flat()
         everyone = asked.targets[asked.targets > 0]
         others = torch.randperm(len(everyone), generator=generator)[: self.in_batch].to(target.device)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ameir_merlin.batch import Batch
 from ameir_merlin.schema import FIRST_ID
-from ameir_merlin.train.objectives.clip import clip
+from ameir_merlin.train.objectives.clip import every_cut
 
 
 class Questions(NamedTuple):
@@ -17,6 +16,8 @@ class Questions(NamedTuple):
 
     query: `[b, Q, K]`. target: int64 `[b, Q]`, the ordinary item (id >= FIRST_ID) that came next, 0 where nothing was
     asked. items: `[V, K]`. rows: int64 `[b]`, see `Output.rows`. targets: int64 `[B, Q]`, `target` for the whole batch.
+    windows: int64 `[B, W]`, the items of the window that each row is of. B are windows and Q their latest places where
+    a causal model answers; of any other, B are questions and Q is 1.
     """
 
     query: Tensor
@@ -24,6 +25,7 @@ class Questions(NamedTuple):
     items: Tensor
     rows: Tensor | None
     targets: Tensor
+    windows: Tensor
 
     @property
     def total(self) -> Tensor:
@@ -40,21 +42,25 @@ class Questions(NamedTuple):
         return self.query.flatten(0, 1).index_select(0, place), self.target.flatten().index_select(0, place)
 
 
-def ask(model: Any, batch: Batch, generator: torch.Generator) -> Questions:
-    """A causal model (one with `causal` true) answers at every position of a window, any other after one random cut."""
+def ask(model: Any, batch: Batch) -> Questions:
+    """What came next after each of a window's latest items, of those before it.
+
+    A causal model (one with `causal` true) answers all of a window at once, any other a row each (`every_cut`): the
+    questions, and so the loss, are the same, their cost is not.
+    """
     assert batch.mask is not None
-    length = model.schema.max_length
+    length, windows = model.schema.max_length, next(iter(batch.history.values()))
     if getattr(model, "causal", False):
         before = slice(-(length + 1), -1)
         mask = batch.mask[:, before]
         history = {name: ids[:, before] for name, ids in batch.history.items()}
         output = model.every_position(Batch(history=history, mask=mask, dense=batch.dense))
         query, items = output.retrieval()
-        following = next(iter(batch.history.values()))[:, -length:] * mask
+        following = windows[:, -length:] * mask
+        targets = following * (following >= FIRST_ID)
     else:
-        clipped, following = clip(batch, length, 1, generator)
-        output = model(clipped)
+        cut, following, window = every_cut(batch, length)
+        output = model(cut)
         query, items = output.retrieval()
-        query = query.unsqueeze(1)
-    targets = following * (following >= FIRST_ID)
-    return Questions(query, output.own(targets), items, output.rows, targets)
+        query, targets, windows = query.unsqueeze(1), following.unsqueeze(1), windows[window]
+    return Questions(query, output.own(targets), items, output.rows, targets, windows)

@@ -30,7 +30,7 @@ class SampledSoftmax:
 
     def __call__(self, model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss of one batch of training windows `[B, W]`: the mean over its questions."""
-        asked = ask(model, batch, generator)
+        asked = ask(model, batch)
         query, target = asked.flat()
         items = len(asked.items) - FIRST_ID
         others = log_uniform(self.drawn, items, generator).unique().to(target.device)

@@ -15,15 +15,11 @@ from ameir_merlin.train.objectives.questions import ask
 
 @dataclass(frozen=True)
 class Softmax:
-    """-log softmax(E q)_i over the whole vocabulary, for the next item i after a random cut.
-
-    A causal model (one with `causal` true) answers at every position at once, so that each window gives as many
-    examples as it has items; any other model is asked once a window.
-    """
+    """-log softmax(E q)_i over the whole vocabulary: the mean over the questions of `ask`."""
 
     def __call__(self, model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss of one batch of training windows `[B, W]`."""
-        asked = ask(model, batch, generator)
+        asked = ask(model, batch)
         query, target = asked.flat()
         # A batch may hold nothing but windows of one item.
         return linear_cross_entropy(query, asked.items[FIRST_ID:], target - FIRST_ID) / asked.total
