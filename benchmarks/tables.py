@@ -108,6 +108,7 @@ class Bench:
             variant=variant,
             candidates=max(s.top, self.share(s.candidates)),
             top=max(1, min(s.top, self.share(2 * s.top))),
+            finalists=min(s.finalists, self.share(2 * s.finalists)),
             epochs_warmup=self.share(s.epochs_warmup),
             epochs_behaviour=self.share(s.epochs_behaviour),
             epochs_further=self.share(s.epochs_further),

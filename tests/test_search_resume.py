@@ -395,6 +395,22 @@ def test_finalists_that_differ_in_their_activations(tmp_path):
     assert expected != sorted(score.values(), reverse=True)[:20], "plain order would pass, too"
 
 
+def test_as_many_are_retrained_as_asked_whatever_step_1_evaluates_further(tmp_path):
+    whole = problem_of(SCHEMA, "C", tmp_path / "C", top=1, finalists=3)
+    search(whole)
+    records = {step: StepRecord.load(tmp_path / "C", step) for step in ("behaviour", "mlp")}
+    assert [len(r.best) for r in records.values()] == [1, 3]
+    assert len(train_finalists(whole)[2]) == 3
+    first = problem_of(SCHEMA, "A", tmp_path / "A", top=3, finalists=1)
+    search(first)
+    record = StepRecord.load(tmp_path / "A", "behaviour")
+    assert len(record.retrained) == 3
+    found, _, rows = train_finalists(first)
+    best = max(record.retrained, key=lambda r: r["score"])["number"]
+    assert len(rows) == 1
+    assert found.architecture == Architecture.from_json(record.trial(best).candidate)
+
+
 def test_what_comes_to_the_same_is_trained_once(tmp_path):
     problem = problem_of(SCHEMA, "C", tmp_path)
     blocks, bare, pairs = (Block("conv_1", "relu"),) * 2, (Block("zero"),) * 2, (("brand", "user"),)

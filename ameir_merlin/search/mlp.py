@@ -54,7 +54,7 @@ def search_mlp(
         record = StepRecord(STEP, problem.metric, history=training.history, size=problem.space.sizes()["mlp"])
         record.trials = score(problem, STEP, candidates, score_mlps, supernet, seed)
         kinds = {"kind": _activations} if settings.distinct_activations else {}
-        record.best = top(record.trials, settings.top, **kinds)
+        record.best = top(record.trials, settings.handed_on, **kinds)
         record.finalists = record.best
         record.chosen = record.best[0]
         record.seconds = time.perf_counter() - began + training.earlier

@@ -28,7 +28,8 @@ class SearchSettings:
     were trained alone, next to a base that counts once. A product of fields with many values (user and item) is worth
     nothing until the embeddings have moved for it. Few values are told apart by the initial embeddings already, and
     there the strongest interaction would take the embeddings of all that share a field with it.
-    candidates: architectures sampled and scored in Steps 1 and 3. top: how many of them are evaluated further.
+    candidates: architectures sampled and scored in Steps 1 and 3. top: how many of Step 1's are evaluated further.
+    finalists: how many of the last step's are retrained to the end; 0: as many as `top`.
     cycles, keep: cycles of Step 2 and the interactions kept after each (k).
     rows_per_candidate: rows of a batch that each candidate interaction of Step 2 is trained on at least; a row is run
     through as many candidates, one at a time, as that takes. The paper's one candidate a row leaves each with
@@ -69,6 +70,7 @@ class SearchSettings:
     interaction_gradients: Literal["mean", "whole"] = "mean"
     candidates: int = 2000
     top: int = 5
+    finalists: int = 0
     cycles: int = 4
     keep: int = 50
     rows_per_candidate: int = 1024
@@ -113,8 +115,13 @@ class SearchSettings:
             raise ValueError(f"distill is {self.distill}, expected a share from 0 to 1")
         if not 0 < self.interaction_init < float("inf"):
             raise ValueError(f"interaction_init is {self.interaction_init}, expected a number above 0")
-        for name in ("blocks", "interactions", "mlp_layers", "epochs_warmup", "epochs_further"):
+        for name in ("finalists", "blocks", "interactions", "mlp_layers", "epochs_warmup", "epochs_further"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
         if any(b > a for a, b in zip(self.hidden, self.hidden[1:])) or any(w < 1 for w in self.hidden):
             raise ValueError(f"hidden is {list(self.hidden)}, expected widths that do not grow, at least 1 each")
+
+    @property
+    def handed_on(self) -> int:
+        """How many of the last step's architectures are retrained to the end."""
+        return self.finalists or self.top

@@ -116,7 +116,8 @@ def search_alone(make: Callable[[Choices, int, StrategySettings], Sampler]):
         if not journal.records:
             raise UserError(f"{sampler.name}: the budget does not allow for one architecture")
         ranked = sorted(journal.records, key=lambda r: (-r["score"], r["number"]))
-        best = list(dict.fromkeys(Architecture.from_json(r["architecture"]) for r in ranked))[: problem.settings.top]
+        different = list(dict.fromkeys(Architecture.from_json(r["architecture"]) for r in ranked))
+        best = different[: problem.settings.handed_on]
         models = []
         for place, architecture in enumerate(best):
             with seeded(derive(problem.seed, "alone finalist", place), problem.device):

@@ -121,7 +121,8 @@ def choose(
     record.save(problem.folder)
     tuned = len(record.best) if problem.settings.epochs_further else 0
     ledger.book(1 + tuned, tuned * problem.settings.epochs_further * problem.train.rows)
-    best = [Architecture.from_json(record.trial(n).candidate) for n in record.finalists]
+    handed_on = record.finalists[: problem.settings.handed_on]
+    best = [Architecture.from_json(record.trial(n).candidate) for n in handed_on]
     save_finalists(problem.folder / FINALISTS, [derive(supernet, a) for a in best])
     return Found(best[0], ledger.account).save(problem.folder)
 
