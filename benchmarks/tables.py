@@ -106,7 +106,7 @@ class Bench:
         settings = dataclasses.replace(
             s,
             variant=variant,
-            candidates=max(s.top, self.share(s.candidates)),
+            candidates=max(s.top, s.finalists, self.share(s.candidates)),
             top=max(1, min(s.top, self.share(2 * s.top))),
             finalists=min(s.finalists, self.share(2 * s.finalists)),
             epochs_warmup=self.share(s.epochs_warmup),

@@ -3,7 +3,8 @@
     python -m benchmarks.train_step [--paths together|graph] [--precision bf16]
 
 Shapes of Alimama (batch 1024, T = 50, K = 4, three blocks, MLP [200, 80], click loss) and of Beauty (batch 512, T = 15,
-K = 128, six blocks, softmax over 12,101 items), the fair paths of Step 1 and the same rows for each path.
+K = 128, six blocks, softmax over 12,101 items, one question a window), the fair paths of Step 1 and the same rows for
+each path.
 
 - *shared*: `models.paths.Paths` and Adam as `search.oneshot` uses them: embeddings looked up once for all paths, one
   backward pass, the optimizer over all tensors together. --paths and --precision are its settings, as a search has
@@ -34,17 +35,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ameir_merlin.batch import Batch
+from ameir_merlin.batch import Batch, Model
 from ameir_merlin.errors import UserError
 from ameir_merlin.models.paths import Paths
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.models.supernet import Supernet
 from ameir_merlin.models.together import Graphs, Together
 from ameir_merlin.nn.operations import GRU
+from ameir_merlin.schema import FIRST_ID
 from ameir_merlin.search.fair import FairPaths
 from ameir_merlin.search.oneshot import checked_paths
 from ameir_merlin.space import SPACES, Architecture, MLPLayer, SearchSpace
-from ameir_merlin.train.objectives import OBJECTIVES, Objective
+from ameir_merlin.train.objectives import Objective
+from ameir_merlin.train.objectives.click import click_loss
+from ameir_merlin.train.objectives.linear_softmax import linear_cross_entropy
 from ameir_merlin.train.optimizer import adam
 from ameir_merlin.train.precision import Precision, in_precision
 from benchmarks.shapes import WINDOW, alimama, beauty, made_up, median, parser, peak_memory, profiled, report, worked
@@ -64,7 +68,7 @@ def clicks(given: argparse.Namespace) -> Scenario:
     """Alimama's shapes."""
     schema = alimama(length=6 if given.quick else 50, values=given.values)
     choices = SearchSpace(schema, SPACES["ameir"], 4, blocks=3).step1((MLPLayer(200), MLPLayer(80)))
-    return _scenario("alimama", schema, choices, BackboneSettings(embedding_dim=4), 1024, "click", given)
+    return _scenario("alimama", schema, choices, BackboneSettings(embedding_dim=4), 1024, click_loss, given)
 
 
 def items(given: argparse.Namespace) -> Scenario:
@@ -73,20 +77,31 @@ def items(given: argparse.Namespace) -> Scenario:
     dim = 16 if given.quick else 128
     choices = SearchSpace(schema, SPACES["ameir"], dim, blocks=6).step1(())
     backbone = BackboneSettings(embedding_dim=dim, shortcut="none")
-    return _scenario("beauty", schema, choices, backbone, 512, "softmax", given)
+    return _scenario("beauty", schema, choices, backbone, 512, last_item, given)
 
 
 SCENARIOS: dict[str, Callable[[argparse.Namespace], Scenario]] = {"alimama": clicks, "beauty": items}
 
 
-def _scenario(name, schema, choices, backbone, size: int, objective: str, given: argparse.Namespace) -> Scenario:
+def _scenario(name, schema, choices, backbone, size: int, objective: Objective, given: argparse.Namespace) -> Scenario:
     torch.manual_seed(given.seed)
     supernet = Supernet(schema, choices, backbone).to(given.device).train()
     size = size // 8 if given.quick else size
     size = size // FairPaths(choices, random.Random(0)).count * FairPaths(choices, random.Random(0)).count
     rows = made_up(schema, 4 * size, given.seed, window=schema.label.task == "retrieval").to(given.device)
     batches = [rows.select(slice(at, at + size)) for at in range(0, 4 * size, size)]
-    return Scenario(name, supernet, batches, OBJECTIVES[objective]())
+    return Scenario(name, supernet, batches, objective)
+
+
+def last_item(model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Softmax over all items for each window's last one: a question a row, so that every path has as many."""
+    assert batch.mask is not None
+    before = slice(-(model.schema.max_length + 1), -1)
+    asked = replace(batch, history={n: h[:, before] for n, h in batch.history.items()}, mask=batch.mask[:, before])
+    following = next(iter(batch.history.values()))[:, -1]
+    output = model(asked)
+    query, items = output.retrieval()
+    return linear_cross_entropy(query, items[FIRST_ID:], output.own(following) - FIRST_ID) / batch.size
 
 
 @dataclass
@@ -193,7 +208,6 @@ def _mean(model, batch: Batch, rng: torch.Generator) -> Tensor:
 
 
 def _update(trainer: Trainer, scenario: Scenario, batch: Batch, paths, step: int, device: str) -> float:
-    # The loss draws cuts of histories: from equal generators, in the order of the rows, both draw the same.
     rng = torch.Generator().manual_seed(step)
     with peak_memory(device) as peak:
         began = worked(device)

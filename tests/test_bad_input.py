@@ -89,6 +89,7 @@ def one_line(code: int, out: str, err: str, message: str) -> None:
         ("search.hidden=[48, 'x']", r'search\.hidden\.1: expected a valid integer, got "x"'),
         ("search.variant='Z'", r"search\.variant: expected 'A', 'B', 'C' or 'I', got \"Z\""),
         ("search.top=0", r"search: top is 0, expected at least 1"),
+        ("search.finalists=-1", r"search: finalists is -1, expected at least 0"),
         ("train.learning_rate=nan", r"train: learning_rate is nan, expected a number"),
         ("train=1", r"train: expected a section \[train\], got 1"),
         ("data.resident='no'", r"data\.resident: expected True, False or 'auto', got \"no\""),

@@ -97,6 +97,34 @@ def test_windows_that_are_not_asked_fill_a_batch_up():
     assert torch.equal(cut.mask, cut.history["history_item"] > 0)
 
 
+@pytest.mark.parametrize(("multiple", "kept"), [(1, 7), (3, 6), (4, 4), (7, 7), (9, 7)])
+def test_cuts_come_in_multiples_as_long_as_there_are_so_many(multiple, kept):
+    batch = window(list(range(3, 17)), [7, 8, 9])
+    cut, following, row = every_cut(batch, 5, multiple)
+    whole, all_following, all_row = every_cut(batch, 5)
+    assert cut.size == kept
+    assert torch.equal(cut.history["history_item"], whole.history["history_item"][:kept])
+    assert torch.equal(following, all_following[:kept])
+    assert torch.equal(row, all_row[:kept])
+
+
+def test_windows_no_longer_than_the_model_s_length_are_refused():
+    with pytest.raises(ValueError, match=r"windows of 17 items, expected more than the 17"):
+        every_cut(window([3, 4]), 17)
+
+
+def test_each_path_is_asked_as_often():
+    """Through what trains a supernet: the rows that it sees are a multiple of its paths, and their loss a mean."""
+
+    class Three(EchoOnce):
+        paths = 3
+
+    batch = window([3, 4, 5, 6, 7], [7, 8, 9, 10], [5, 6])  # 4 + 3 + 1 questions
+    asked = ask(Three(), batch)
+    assert asked.query.shape[0] == asked.total == 6
+    assert asked.targets.flatten().tolist() == [4, 5, 6, 7, 8, 9]
+
+
 def test_every_cut_keeps_multivalent_fields_beside_their_items():
     batch = training_batch(RETRIEVAL_SCHEMAS["items_genres"], rows=8)
     genres = batch.history["history_genres"]

@@ -41,19 +41,6 @@ def test_paths_answer_their_share_of_the_rows():
             torch.testing.assert_close(together[3 * p : 3 * p + 3], alone, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("rows", [10, 11])
-def test_rows_beyond_a_multiple_of_the_paths_are_not_answered(rows):
-    net = supernet_of(SCHEMA, space_of(SCHEMA, blocks=2).step1(MLP)).eval()
-    rng = random.Random(1)
-    model = Paths(net, [net.choices.sample(rng) for _ in range(3)])
-    batch = random_batch(SCHEMA, rows)
-    with torch.no_grad():
-        found, of_nine = model(batch), model(batch.select(slice(0, 9)))
-    assert torch.equal(found.logits, of_nine.logits)
-    assert found.own(batch.label).tolist() == batch.label[:9].tolist()
-    assert of_nine.rows is None
-
-
 def test_gradient_of_paths_is_the_mean_of_the_children_s_gradients():
     net = supernet_of(SCHEMA, space_of(SCHEMA, blocks=2).step1(MLP))
     rng = random.Random(2)

@@ -84,10 +84,10 @@ def test_paths_at_once_are_paths_one_after_the_other(name):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-def test_fewer_rows_than_paths_and_nets_without_behaviours_go_one_after_the_other():
+def test_rows_that_paths_do_not_divide_and_nets_without_behaviours_go_one_after_the_other():
     net = step1(SCHEMA)
     paths = FairPaths(net.choices, random.Random(1)).draw()
-    batch = training_batch(SCHEMA, len(paths) - 1, 7)
+    batch = training_batch(SCHEMA, 3 * len(paths) + 1, 7)
     assert torch.equal(Together(net, paths)(batch).logits, Paths(net, paths)(batch).logits)
     pairs = (("item", "user"),)
     with torch_seed(3):
@@ -168,7 +168,7 @@ class StandIn:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["32", "bf16"])
-@pytest.mark.parametrize("name", [name for name in CASES if name != "next item, each cut"])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "next item, each cut"])  # refused
 def test_one_capture_serves_all_paths(name, mixed):
     make, objective = CASES[name]
     net = make()
@@ -234,7 +234,7 @@ def test_a_search_with_paths_as_graphs(name, tmp_path, monkeypatch):
     found = {}
     for paths in ("apart", "graph"):
         problem = problem_of(schema, variant, tmp_path / paths, paths=paths)
-        if name == "retrieval":  # asked one by one, an update has any number of rows, and each number a capture
+        if name == "retrieval":
             problem = replace(problem, training=replace(problem.training, objective="sampled"))
         found[paths] = outcome(replace(problem, backbone=settings()))
     for step, record in found["apart"]["records"].items():
@@ -263,6 +263,8 @@ def test_graphs_without_a_gpu_are_refused():
     with pytest.raises(UserError, match=r"not in 2 processes"):
         oneshot.checked_paths("graph", "cuda", 2)
     oneshot.checked_paths("graph", "cuda", 1)
+    with pytest.raises(UserError, match=r"search\.paths: a 'graph' has a fixed number of rows"):
+        oneshot.checked_paths("graph", "cuda", 1, ragged=True)
     oneshot.checked_paths("together", "cpu", 2)
     assert SearchSettings().paths == "apart"
 

@@ -24,7 +24,7 @@ class Ensemble(nn.Module):
         self.schema: Any = models[0].schema
         self.causal: bool = bool(getattr(models[0], "causal", False))
         if any(getattr(model, "causal", False) != self.causal for model in models):
-            raise ValueError("models that look back only and others are not asked the same questions")
+            raise ValueError("models that look back only and others are not asked in the same way")
 
     def forward(self, batch: Batch) -> Output:
         """Logits `[B]`, or query and items."""

@@ -7,7 +7,7 @@ every update, has the same expected gradient (but for Dice's statistics) at one 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -24,8 +24,7 @@ class Paths:
 
     Embeddings are looked up once for all paths, and a Stage 1 that they share is run once. A loss that is the mean over
     rows is the mean over the paths' losses, so its gradient is the accumulated gradient of all paths. One path makes it
-    that child model. Rows beyond a multiple of P are not answered (`Output.rows`): a batch of windows that is asked one
-    by one may have any number of questions.
+    that child model.
     """
 
     def __init__(self, supernet: Supernet, architectures: Sequence[Architecture]) -> None:
@@ -42,14 +41,13 @@ class Paths:
         """Whether `every_position` may be called."""
         return self.supernet.causal
 
+    @property
+    def paths(self) -> int:
+        """P: of a multiple of it, each path has as many rows."""
+        return len(self.architectures)
+
     def __call__(self, batch: Batch) -> Output:
         """The paths' outputs, in the order of the rows."""
-        kept = batch.size // len(self.architectures) * len(self.architectures)
-        if kept in (0, batch.size):
-            return self._answer(batch)
-        return replace(self._answer(batch.select(slice(0, kept))), rows=torch.arange(kept, device=batch.dense.device))
-
-    def _answer(self, batch: Batch) -> Output:
         net, encoded = self.supernet, self.supernet.encode(batch)
         blocks = {architecture.blocks for architecture in self.architectures}
         if len(blocks) == 1:  # a decided Stage 1 (Step 3) is run once

@@ -33,10 +33,11 @@ class Together(Paths):
         decided = {(a.interactions, a.mlp) for a in self.architectures}
         self.decided = len(decided) == 1
 
-    def _answer(self, batch: Batch) -> Output:
+    def __call__(self, batch: Batch) -> Output:
+        """The paths' outputs, in the order of the rows."""
         encoded = self.supernet.encode(batch)
         if not self._even(encoded):
-            return super()._answer(batch)
+            return super().__call__(batch)
         if self.decided:
             return self._output(self._run(encoded, "answer"))
         base = self._run(encoded, "base")

@@ -62,6 +62,8 @@ def search_behaviour(problem: Problem) -> tuple[StepRecord, Supernet]:
         record.trials = score(problem, STEP, candidates, score_blocks, supernet, seed)
         record.best = top(record.trials, settings.top)
         further(problem, record, supernet)
+        if settings.variant == "A":  # the last step
+            record.finalists = record.finalists[: settings.handed_on]
         record.seconds = time.perf_counter() - began + warmup.earlier + training.earlier
         if problem.ranks.first:
             record.save(problem.folder)

@@ -18,7 +18,7 @@ def distilled(problem: Problem, trained: Sequence[tuple[Ameir, float]]) -> Disti
 
     trained: models with their validation scores, best first. The teacher begins as the best one; each other joins, in
     this order, if the mean of all answers validation rows better with it than without (greedy selection, after Caruana
-    et al. 2004). A model that is asked other questions than the best, one that looks ahead beside one that does not,
+    et al. 2004). A model that is asked in another way than the best, one that looks ahead beside one that does not,
     is left out. The teacher is as large as all that it is of; what learns from it has the size of one.
     """
     best, score = trained[0]

@@ -85,11 +85,16 @@ def paths_update(paths: str) -> Callable[[Supernet, random.Random], PathsUpdate]
     return partial(PathsUpdate, together=paths != "apart", graphs=Graphs() if paths == "graph" else None)
 
 
-def checked_paths(paths: str, device: torch.device | str, ranks: int) -> None:
-    """`UserError` where paths cannot be run as set."""
+def checked_paths(paths: str, device: torch.device | str, ranks: int, ragged: bool = False) -> None:
+    """`UserError` where paths cannot be run as set. ragged: updates differ in how many rows they ask for."""
     if paths == "graph" and (torch.device(device).type != "cuda" or ranks > 1):
         where = f"on '{device}'" if ranks == 1 else f"in {ranks} processes"
         raise UserError(f"search.paths: 'graph' works on one GPU, not {where}; expected 'apart' or 'together'")
+    if paths == "graph" and ragged:
+        raise UserError(
+            "search.paths: a 'graph' has a fixed number of rows, and layers that look both ways are asked for each "
+            "item of a window; expected 'apart' or 'together', train.objective = 'sampled', or layers that look back alone"
+        )
 
 
 class SinglePath:
@@ -157,7 +162,8 @@ def train_one_shot(
     steps = math.ceil(train.rows / rows)
     loss_of: Objective = OBJECTIVES[objective]()
     supernet.to(device)
-    checked_paths(settings.paths, device, ranks.size)
+    ragged = supernet.schema.label.task == "retrieval" and objective != "sampled" and not supernet.causal
+    checked_paths(settings.paths, device, ranks.size, ragged)
     optimizer = adam(supernet, settings.learning_rate, settings.l2, 0.0, settings.tables)
     training = Training()
     if ranks.agree(resume.exists()):

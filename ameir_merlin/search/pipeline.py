@@ -145,7 +145,7 @@ def search(problem: Problem) -> Architecture:
         blocks_top = [Architecture.from_json(record.trial(n).candidate) for n in record.finalists]
     if variant == "A":
         assert source is not None
-        return _keep(problem, FINALISTS, [derive(source, a) for a in blocks_top[: problem.settings.handed_on]])
+        return _keep(problem, FINALISTS, [derive(source, a) for a in blocks_top])
     blocks = blocks_top[0].blocks if blocks_top else ()
     record, of_interactions = search_interactions(problem)
     interactions = chosen_interactions(record)

@@ -43,6 +43,11 @@ class Mixed:
         """Whether `every_position` may be called."""
         return getattr(self.model, "causal", False)
 
+    @property
+    def paths(self) -> int:
+        """See `Paths.paths`."""
+        return getattr(self.model, "paths", 1)
+
     def __call__(self, batch: Batch) -> Output:
         """The model's answer."""
         return self._answer(self.model, batch)

@@ -12,7 +12,8 @@ class TrainSettings:
     """One training run (Appendix D).
 
     epochs: passes over the training rows at most. patience: passes without a better validation score before it stops.
-    batch_size: rows an update; 1024 (Alimama), 512 (Beauty, Steam), 4096 (Criteo, Avazu) in the paper.
+    batch_size: rows an update; 1024 (Alimama), 512 (Beauty, Steam), 4096 (Criteo, Avazu) in the paper. A model of next
+    items that looks both ways is run once for each item of a row, but for Eqn. 7 (see `objectives.questions`).
     learning_rate: Adam's, searched in {1e-3, 1e-4, 1e-5, 1e-6}; 1e-5 for Alimama in Section 3.1. l2: weight of the L2
     penalty on embeddings, added to the gradient as Adam's weight decay; `l2_network` the same for all other weights.
     objective: a name of `train.objectives.OBJECTIVES`; empty = what the model names as its own.

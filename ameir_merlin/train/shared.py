@@ -45,6 +45,11 @@ class Shared:
         """Whether `every_position` may be called."""
         return getattr(self.model, "causal", False)
 
+    @property
+    def paths(self) -> int:
+        """See `Paths.paths`."""
+        return getattr(self.model, "paths", 1)
+
     def __call__(self, batch: Batch) -> Output:
         """The model's answer to this rank's rows."""
         return self._answer(batch, lambda model, rows: model(batch.select(rows)))
@@ -71,8 +76,7 @@ class Shared:
             with shared_rows(self.ranks):
                 return replace(ask(model, rows), rows=rows)
         output = ask(self.model, slice(0, size))
-        answered = size if output.rows is None else len(output.rows)  # the first of the rows, see `Paths`
-        count = answered if self.ranks.first else 0
+        count = size if self.ranks.first else 0
         return replace(
             output,
             logits=None if output.logits is None else output.logits[:count],

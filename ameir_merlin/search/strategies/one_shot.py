@@ -116,13 +116,14 @@ def choose(
     """Score `candidates` by the supernet's weights, evaluate the best further, keep the finalists and their weights."""
     record = StepRecord("whole", problem.metric, history=history)
     record.trials = score(problem, "whole space", candidates, score_blocks, supernet, problem.seed)
-    record.best = top(record.trials, problem.settings.top)
+    handed_on = problem.settings.handed_on
+    record.best = top(record.trials, max(problem.settings.top, handed_on))
     further(problem, record, supernet)
+    record.finalists = record.finalists[:handed_on]
     record.save(problem.folder)
     tuned = len(record.best) if problem.settings.epochs_further else 0
     ledger.book(1 + tuned, tuned * problem.settings.epochs_further * problem.train.rows)
-    handed_on = record.finalists[: problem.settings.handed_on]
-    best = [Architecture.from_json(record.trial(n).candidate) for n in handed_on]
+    best = [Architecture.from_json(record.trial(n).candidate) for n in record.finalists]
     save_finalists(problem.folder / FINALISTS, [derive(supernet, a) for a in best])
     return Found(best[0], ledger.account).save(problem.folder)
 

@@ -47,21 +47,27 @@ def clip(batch: Batch, length: int, targets: int, generator: torch.Generator) ->
     return Batch(history=history, mask=mask, dense=batch.dense), following
 
 
-def every_cut(batch: Batch, length: int) -> tuple[Batch, Tensor, Tensor]:
+def every_cut(batch: Batch, length: int, multiple: int = 1) -> tuple[Batch, Tensor, Tensor]:
     """Cut each window wherever an ordinary item (id >= FIRST_ID) follows, among its latest `length` places.
 
-    batch.history: `[B, W]` (or `[B, W, max_values]`) ids a field, front-padded. Returns one row a cut, those of a
-    window one after another: histories `[n, length]` (front-padded) of the items before the cut and their mask; the
-    first field's item after it, int64 `[n]`; and the window of each, int64 `[n]`, a row of `batch`. Windows fill up
-    what is missing to B rows, with 0 after them: a supernet needs a row for each of its paths.
+    batch.history: `[B, W]` (or `[B, W, max_values]`) ids a field, front-padded, W > length. Returns one row a cut,
+    those of a window one after another: histories `[n, length]` (front-padded) of the items before the cut and their
+    mask; the first field's item after it, int64 `[n]`; and the window of each, int64 `[n]`, a row of `batch`.
+
+    A supernet needs a row for each of its paths, and as many for each. So windows fill up what is missing to B rows,
+    with 0 after them, and of more the last are left out that go beyond a multiple of `multiple`.
     """
     assert batch.mask is not None
     items = next(iter(batch.history.values()))
     rows, width = items.shape
+    if width <= length:
+        raise ValueError(f"windows of {width} items, expected more than the {length} that the model sees")
     cuts = (batch.mask[:, -(length + 1) : -1] & (items[:, -length:] >= FIRST_ID)).nonzero()
     if (missing := rows - len(cuts)) > 0:
         filling = torch.arange(missing, device=items.device)
         cuts = torch.cat([cuts, torch.stack([filling, torch.full_like(filling, length)], 1)])
+    elif len(cuts) > multiple:
+        cuts = cuts[: len(cuts) // multiple * multiple]
     row, end = cuts[:, 0], width - length + cuts[:, 1]  # index of the item after the cut
     place = end.unsqueeze(1) + torch.arange(-length, 0, device=items.device)
     inside, place = place >= 0, place.clamp(min=0)

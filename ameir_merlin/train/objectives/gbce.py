@@ -19,8 +19,8 @@ class GBCE:
     """-[beta log sigma(s_i) + sum_j log(1 - sigma(s_j))], over `negatives` uniform items j (Petrov and Macdonald 2023).
 
     beta = alpha (t (1 - 1 / alpha) + 1 / alpha), alpha the share of items sampled, `calibration` t (Eqns. 8 and 11):
-    it undoes the overconfidence that sampling causes. Their 256 negatives and t = 0.75. A window's positions share
-    their negatives, which are none of the window's items.
+    it undoes the overconfidence that sampling causes. Their 256 negatives and t = 0.75. What a causal model is asked of
+    a window shares its negatives, which are none of the window's items.
     """
 
     negatives: int = 256

@@ -45,8 +45,10 @@ class Questions(NamedTuple):
 def ask(model: Any, batch: Batch) -> Questions:
     """What came next after each of a window's latest items, of those before it.
 
-    A causal model (one with `causal` true) answers all of a window at once, any other a row each (`every_cut`): the
-    questions, and so the loss, are the same, their cost is not.
+    A causal model (one with `causal` true) answers all of a window at once, of its latest `max_length` + 1 items. Any
+    other answers a row for each (`every_cut`), of the `max_length` items before it: as many questions, each at the cost
+    of a window, so that batches should be smaller by about a window's mean length. Of a supernet's, the few beyond a
+    multiple of its paths are not asked.
     """
     assert batch.mask is not None
     length, windows = model.schema.max_length, next(iter(batch.history.values()))
@@ -59,7 +61,7 @@ def ask(model: Any, batch: Batch) -> Questions:
         following = windows[:, -length:] * mask
         targets = following * (following >= FIRST_ID)
     else:
-        cut, following, window = every_cut(batch, length)
+        cut, following, window = every_cut(batch, length, getattr(model, "paths", 1))
         output = model(cut)
         query, items = output.retrieval()
         query, targets, windows = query.unsqueeze(1), following.unsqueeze(1), windows[window]
