@@ -93,7 +93,7 @@ def checked_paths(paths: str, device: torch.device | str, ranks: int, ragged: bo
     if paths == "graph" and ragged:
         raise UserError(
             "search.paths: a 'graph' has a fixed number of rows, and layers that look both ways are asked for each "
-            "item of a window; expected 'apart' or 'together', train.objective = 'sampled', or layers that look back alone"
+            "item of a window; expected 'apart' or 'together', or train.objective = 'sampled', or layers that look back"
         )
 
 

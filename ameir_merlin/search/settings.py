@@ -29,8 +29,8 @@ class SearchSettings:
     nothing until the embeddings have moved for it. Few values are told apart by the initial embeddings already, and
     there the strongest interaction would take the embeddings of all that share a field with it.
     candidates: architectures sampled and scored in Steps 1 and 3. top: how many of Step 1's are evaluated further.
-    finalists: how many of the last step's are retrained to the end; 0: as many as `top`. Variant A has no more of them
-    than it evaluates further, B and I have one.
+    finalists: how many of the last step's are retrained to the end; 0: as many as `top`. Variant A has at most as many
+    as it evaluates further, B and I have one.
     cycles, keep: cycles of Step 2 and the interactions kept after each (k).
     rows_per_candidate: rows of a batch that each candidate interaction of Step 2 is trained on at least; a row is run
     through as many candidates, one at a time, as that takes. The paper's one candidate a row leaves each with
@@ -112,8 +112,6 @@ class SearchSettings:
         for name in ("learning_rate", "l2", "parsimony"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
-        if self.finalists > (most := {"A": self.top, "C": self.finalists}.get(self.variant, 1)):
-            raise ValueError(f"finalists is {self.finalists}, expected at most {most} with variant {self.variant!r}")
         if not 0 <= self.distill <= 1:
             raise ValueError(f"distill is {self.distill}, expected a share from 0 to 1")
         if not 0 < self.interaction_init < float("inf"):
