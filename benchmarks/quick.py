@@ -27,7 +27,7 @@ CLICKS = ("search.cycles=2", "search.rows_per_candidate=64", "train.batch_size=2
 ROWS = {"table1": 20_000, "table4": 5_000}
 ITEMS = (
     *("search.blocks=2", "model.embedding_dim=32", "search.valid_rows=512", "train.batch_size=512"),
-    "baselines.train.bert4rec.epochs=40",  # as many as the others
+    *(f"baselines.train.{name}.epochs=40" for name in ("bert4rec", "gsasrec")),  # as many as the others
 )
 TABLES: tuple[tuple[Table, str], ...] = (
     (table1.TABLE, "clicks"),
