@@ -53,8 +53,8 @@ class SearchSettings:
     one-shot weights; without blocks, and with neither, from new weights. On small data a stage may bring more to the
     one-shot model than to a model trained to its end. Beyond the paper.
     paths: how the paths of an update of Steps 1 and 3 are run: "apart", one after the other; "together", see
-    `models.together`: fewer and larger operations, for a GPU; "graph", these as a CUDA graph (one for each number of
-    rows: where next items are asked for one by one (`train.objectives.questions`), that is one for many an update).
+    `models.together`: fewer and larger operations, for a GPU; "graph", these as a CUDA graph, where updates
+    have a fixed number of rows (not where next items are asked for one by one, see `train.objectives.questions`).
     tables, precision: of the one-shot models, see `TrainSettings`.
     valid_rows: validation rows that candidates are scored on. fitness: what candidates of clicks are ranked by;
     next items are by `TrainSettings.metric`.
