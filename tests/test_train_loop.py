@@ -173,7 +173,7 @@ def test_the_best_epoch_is_that_of_the_metric_asked_for():
     for metric in ("", "ndcg10_full", "ndcg5"):
         asked = replace(SETTINGS, epochs=12, patience=12, metric=metric)
         model = model_of(ITEMS)
-        result = fit(model, data(ITEMS, 1), valid, asked, seed=5)
+        result = fit(model, data(ITEMS, 1), valid, asked, seed=4)
         scores = [row[metric or "ndcg10_full"] for row in result.history]
         assert result.best_epoch == scores.index(max(scores))
         assert evaluate(model, valid) == pytest.approx(result.best)
