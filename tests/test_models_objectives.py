@@ -48,7 +48,7 @@ class Echo(nn.Module):
 
 
 class EchoOnce(Echo):
-    """The same, asked once a window."""
+    """The same, asked after one item a row."""
 
     causal = False
 

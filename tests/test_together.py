@@ -228,7 +228,7 @@ def test_an_update_does_not_wait_for_the_device(name, together):
 def test_a_search_with_paths_as_graphs(name, tmp_path, monkeypatch):
     """Equal losses but for rounding, and one capture for each training."""
     schema, variant = {"C": (SCHEMA, "C"), "retrieval": (ITEMS, "A")}[name]
-    monkeypatch.setattr(oneshot, "checked_paths", lambda *_: None)
+    monkeypatch.setattr(oneshot, "checked_paths", lambda *_, **__: None)
     stand_in = StandIn()
     monkeypatch.setattr("ameir_merlin.models.together.cuda_graph", stand_in)
     found = {}

@@ -27,6 +27,7 @@ from ameir_merlin.space import Architecture
 from ameir_merlin.train import checkpoint
 from ameir_merlin.train.loop import seeded
 from ameir_merlin.train.objectives import OBJECTIVES, Objective
+from ameir_merlin.train.objectives.questions import one_by_one
 from ameir_merlin.train.optimizer import adam, cosine, gradients
 from ameir_merlin.train.precision import in_precision
 from ameir_merlin.train.shared import shared
@@ -162,8 +163,7 @@ def train_one_shot(
     steps = math.ceil(train.rows / rows)
     loss_of: Objective = OBJECTIVES[objective]()
     supernet.to(device)
-    ragged = supernet.schema.label.task == "retrieval" and objective != "sampled" and not supernet.causal
-    checked_paths(settings.paths, device, ranks.size, ragged)
+    checked_paths(settings.paths, device, ranks.size, ragged=one_by_one(supernet, objective))
     optimizer = adam(supernet, settings.learning_rate, settings.l2, 0.0, settings.tables)
     training = Training()
     if ranks.agree(resume.exists()):

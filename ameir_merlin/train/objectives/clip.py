@@ -28,23 +28,17 @@ def clip(batch: Batch, length: int, targets: int, generator: torch.Generator) ->
     draw = torch.rand(rows, generator=generator).to(device)
     after = 1 + (draw * most).long().clamp(max=most - 1)
     first = width - after  # index of the first item after the cut
-    history_at = first.unsqueeze(1) + torch.arange(-length, 0, device=device)
-    place = history_at.clamp(min=0)
-    mask = (history_at >= 0) & batch.mask.gather(1, place)
-    empty = ~mask[:, -1]
-
-    def before(ids: Tensor) -> Tensor:
-        wide = ids.unsqueeze(2) if ids.ndim == 2 else ids
-        found = wide.gather(1, place.unsqueeze(2).expand(-1, -1, wide.shape[2])) * mask.unsqueeze(2)
-        found[:, -1, 0] = torch.where(empty, NULL, found[:, -1, 0])
-        return found.view(rows, length, *ids.shape[2:])
-
-    history = {name: before(ids) for name, ids in batch.history.items()}
-    mask[:, -1] = True
+    cut = histories(batch, torch.arange(rows, device=device), first, length)
+    assert cut.mask is not None
+    empty = ~cut.mask[:, -1]
+    for ids in cut.history.values():
+        latest = ids[:, -1] if ids.ndim == 2 else ids[:, -1, 0]
+        latest.masked_fill_(empty, NULL)
+    cut.mask[:, -1] = True
     target_at = first.unsqueeze(1) + torch.arange(targets, device=device)
     inside = target_at < width
     following = torch.where(inside, items.gather(1, target_at.clamp(max=width - 1)), 0)
-    return Batch(history=history, mask=mask, dense=batch.dense), following
+    return cut, following
 
 
 def every_cut(batch: Batch, length: int, multiple: int = 1) -> tuple[Batch, Tensor, Tensor]:
@@ -69,13 +63,21 @@ def every_cut(batch: Batch, length: int, multiple: int = 1) -> tuple[Batch, Tens
     elif len(cuts) > multiple:
         cuts = cuts[: len(cuts) // multiple * multiple]
     row, end = cuts[:, 0], width - length + cuts[:, 1]  # index of the item after the cut
-    place = end.unsqueeze(1) + torch.arange(-length, 0, device=items.device)
+    return histories(batch, row, end, length), F.pad(items, (0, 1))[row, end], row
+
+
+def histories(batch: Batch, row: Tensor, end: Tensor, length: int) -> Batch:
+    """The `length` places before place `end` of window `row`, both int64 `[n]`: histories `[n, length]` and mask.
+
+    batch.history: `[B, W]` (or `[B, W, max_values]`) ids a field; before a window's begin is padding.
+    """
+    assert batch.mask is not None
+    row_at = row.unsqueeze(1)
+    place = end.unsqueeze(1) + torch.arange(-length, 0, device=end.device)
     inside, place = place >= 0, place.clamp(min=0)
-    mask = batch.mask[row.unsqueeze(1), place] & inside
-    history = {name: _take(ids, row, place, inside) for name, ids in batch.history.items()}
-    following = F.pad(items, (0, 1))[row, end]
-    return Batch(history=history, mask=mask, dense=batch.dense.index_select(0, row)), following, row
-
-
-def _take(ids: Tensor, row: Tensor, place: Tensor, inside: Tensor) -> Tensor:
-    return ids[row.unsqueeze(1), place] * inside.view(*inside.shape, *[1] * (ids.ndim - 2))
+    mask = batch.mask[row_at, place] & inside
+    history = {}
+    for name, ids in batch.history.items():
+        found = ids[row_at, place]
+        history[name] = found * mask.view(*mask.shape, *[1] * (found.ndim - 2))
+    return Batch(history=history, mask=mask, dense=batch.dense.index_select(0, row))

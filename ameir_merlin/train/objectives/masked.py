@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ameir_merlin.batch import Batch
 from ameir_merlin.schema import FIRST_ID
+from ameir_merlin.train.objectives.clip import histories
 from ameir_merlin.train.objectives.linear_softmax import linear_cross_entropy
 
 
@@ -56,11 +57,4 @@ def crop(batch: Batch, length: int, generator: torch.Generator) -> Batch:
     least = (width - real + 2 - length).clamp(min=0, max=width - length)
     draw = torch.rand(rows, generator=generator).to(real.device)
     first = least + (draw * (width - length - least + 1)).long()
-    place = first.unsqueeze(1) + torch.arange(length, device=real.device)
-
-    def take(ids: Tensor) -> Tensor:
-        index = place if ids.ndim == 2 else place.unsqueeze(2).expand(-1, -1, ids.shape[2])
-        return ids.gather(1, index)
-
-    history = {name: take(ids) for name, ids in batch.history.items()}
-    return Batch(history=history, mask=take(batch.mask), dense=batch.dense)
+    return histories(batch, torch.arange(rows, device=real.device), first + length, length)

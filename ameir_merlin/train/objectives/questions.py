@@ -42,6 +42,11 @@ class Questions(NamedTuple):
         return self.query.flatten(0, 1).index_select(0, place), self.target.flatten().index_select(0, place)
 
 
+def one_by_one(model: Any, objective: str) -> bool:
+    """Whether `objective` runs `model` once for each question, so that equally many windows may be any number of rows."""
+    return model.schema.label.task == "retrieval" and objective != "sampled" and not getattr(model, "causal", False)
+
+
 def ask(model: Any, batch: Batch) -> Questions:
     """What came next after each of a window's latest items, of those before it.
 
