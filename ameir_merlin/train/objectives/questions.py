@@ -43,7 +43,7 @@ class Questions(NamedTuple):
 
 
 def one_by_one(model: Any, objective: str) -> bool:
-    """Whether `objective` runs `model` once for each question, so that equally many windows may be any number of rows."""
+    """Whether `objective` runs `model` once a question, so that equally many windows may be any number of rows."""
     return model.schema.label.task == "retrieval" and objective != "sampled" and not getattr(model, "causal", False)
 
 
