@@ -1,27 +1,29 @@
-"""Our models beside RecBole 1.2.1's: the very same rows and negatives, both until validation stops rising.
+"""Our models beside other libraries': the very same rows and negatives, both until validation stops rising.
 
     python -m benchmarks.rivals --data ../shared/data --out runs/rivals
     python -m benchmarks.rivals clicks --models wide_deep deepfm --repeats 4
 
 clicks: MovieLens-100K, split at random (`ml100k_ctr.csv.gz`), without histories, embeddings of 16, batches of 2048.
+histories: the same rows, with the films that the user liked before, and nothing else of them.
 items: Amazon Beauty (`beauty.txt.gz`, `beauty_eval_neg100.npz`), length 15, embeddings of 64; hr5 and ndcg5 rank the
 target against the 100 negatives, hr10_full and ndcg10_full among all items but the user's past.
 
-RecBole runs in an environment of its own, which the command makes with pip in --env, by `rivals_recbole.py`. Its models
-get our models' sizes (embeddings, hidden layers, heads, dropout); with --recbole-sizes they keep those of RecBole's own
-files. Everything else of them (initialisation, loss, no penalty) is RecBole's. Seeds, batches of clicks and the most
+The other side is RecBole 1.2.1; where it has no such model, or wants its own histories, DeepCTR-Torch 0.3.0. Each runs
+in an environment of its own, which the command makes with pip in --env, by `rivals_recbole.py` and `rivals_deepctr.py`.
+Its models get our models' sizes (embeddings, hidden layers, heads, dropout); with --own-sizes they keep those of the
+library. Everything else of them (initialisation, loss, penalty) is the library's. Seeds, batches of clicks and the most
 passes are the same for both, and so is the patience of 3 passes, but for RecBole's BPR, whose validation score wavers:
 it has RecBole's own 10; and for our BERT4Rec, of which a pass masks a window once: it has six times the patience, and
-passes of its own (`workflows/beauty.toml`). Each side has its own way of training: RecBole the learning rate of its
-own files, ours the configuration's rate, penalty and averaged weights. What differs in the figures is both: library and
-training.
+passes of its own (`workflows/beauty.toml`). Each side has its own way of training: the libraries the learning rate that
+both have by default, ours the configuration's rate, penalty and averaged weights. What differs in the figures is both:
+library and training.
 
 An example is one row of clicks, or one next item that is asked for: RecBole cuts a training row for each item, our
 models answer at each position of a window, or a row for each. A window of BERT4Rec counts as one, whatever it masks.
 Speed is examples per CPU-second of training, one thread, scoring left out, both measured in this command. A target
 that no training row has counts as ranked last for ours; RecBole may guess it.
 
-Rows are kept in OUT/{clicks,items}/rows as they are finished. The last line of standard output is JSON.
+Rows are kept in OUT/{clicks,histories,items}/rows as they are finished. The last line of standard output is JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ from ameir_merlin.models.build_baseline import baseline_options
 from ameir_merlin.progress import Progress, Task
 from benchmarks.page import with_deviation
 from benchmarks.result import json_option, tell
-from benchmarks.rivals_setup import RECBOLE, REQUIREMENTS, call, recbole_files, recbole_python
+from benchmarks.rivals_setup import DEEPCTR, RECBOLE, Library, call, library_files, library_python
 from benchmarks.tables import (
     WORKFLOWS,
     Bench,
@@ -66,15 +68,15 @@ from benchmarks.tables import (
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 3
-RECBOLE_RATE = 1e-3  # RecBole's default; its weights are not averaged, which a higher rate needs
+RATE = 1e-3  # the libraries' default; their weights are not averaged, which a higher rate needs
 
 
 @dataclass(frozen=True)
 class Rival:
-    """RecBole's model of the same name.
+    """A library's model of the same name.
 
-    sizes: from our model's configuration to RecBole's keys. batch: of training. patience: passes without a better
-    validation score.
+    sizes: from our model's configuration to the library's keys. settings: what makes it that model, whatever its sizes.
+    batch: of training. patience: passes without a better validation score.
     """
 
     model: str
@@ -82,15 +84,22 @@ class Rival:
     batch: int = 256
     sequential: bool = True
     patience: int = PATIENCE
+    library: Library = RECBOLE
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _mlp(c: Any) -> dict[str, Any]:
     return {"mlp_hidden_size": list(c.hidden), "dropout_prob": c.dropout}
 
 
-# Our models by kind, and RecBole's. None: RecBole has none; what other libraries gave stands beside ours.
-CLICKS: dict[str, Rival | None] = {
-    "dnn": None,
+def _deep(c: Any) -> dict[str, Any]:
+    return {"dnn_hidden_units": list(c.hidden), "dnn_dropout": c.dropout}
+
+
+# Our models by kind, and those beside them.
+CLICKS: dict[str, Rival] = {
+    # A product-based net without products.
+    "dnn": Rival("PNN", _deep, 2048, library=DEEPCTR, settings={"use_inner": False}),
     "wide_deep": Rival("WideDeep", _mlp, 2048),
     "deepfm": Rival("DeepFM", _mlp, 2048),
     "pnn": Rival("PNN", _mlp, 2048),
@@ -107,9 +116,26 @@ CLICKS: dict[str, Rival | None] = {
         },
         2048,
     ),
-    "fibinet": None,
+    "fibinet": Rival(
+        "FiBiNET",
+        lambda c: {**_deep(c), "reduction_ratio": c.reduction, "bilinear_type": c.bilinear},
+        2048,
+        library=DEEPCTR,
+    ),
 }
-ITEMS: dict[str, Rival | None] = {
+# With ReLU, the library's own, where ours has Dice: its Dice fails in these models' hidden layers.
+HISTORIES: dict[str, Rival] = {
+    "din": Rival("DIN", lambda c: {**_deep(c), "att_hidden_size": [c.attention_hidden]}, 2048, library=DEEPCTR),
+    # Ours scores behaviours by one matrix, the library's by a net, whose hidden layers stay its own.
+    "dien": Rival(
+        "DIEN",
+        lambda c: {**_deep(c), "alpha": c.auxiliary},
+        2048,
+        library=DEEPCTR,
+        settings={"gru_type": "AUGRU", "use_negsampling": True},
+    ),
+}
+ITEMS: dict[str, Rival] = {
     "pop": Rival("Pop", batch=2048, sequential=False),
     "bpr": Rival("BPR", batch=2048, sequential=False, patience=10),
     "gru4rec": Rival("GRU4Rec", lambda c: {"hidden_size": c.dim, "num_layers": c.layers, "dropout_prob": c.dropout}),
@@ -145,43 +171,51 @@ ITEMS: dict[str, Rival | None] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A data set and its models. config: ours. settings: changes to it. metrics: shown, the first one ranks."""
+    """A data set and its models.
+
+    config: ours. settings: changes to it. metrics: shown, the first one ranks. history_fields: see `Bench.open`.
+    """
 
     config: str
     settings: tuple[str, ...]
     metrics: tuple[str, ...]
-    models: Mapping[str, Rival | None]
+    models: Mapping[str, Rival]
+    history_fields: int | None
 
 
 # RecBole's GRU4Rec is trained by softmax over all items; GRU4Rec+'s own loss is in Table 2.
 _NEXT_ITEMS = ("model.embedding_dim=64", "baselines.train.gru4rec.objective=softmax")
+_CLICKS = ("movielens_random.toml", ("train.batch_size=2048",), ("auc", "logloss"))
 KINDS = {
-    "clicks": Kind("movielens_random.toml", ("train.batch_size=2048",), ("auc", "logloss"), CLICKS),
-    "items": Kind("beauty.toml", _NEXT_ITEMS, ("ndcg5", "hr5", "hr10_full", "ndcg10_full"), ITEMS),
+    "clicks": Kind(*_CLICKS, CLICKS, 0),
+    "histories": Kind(*_CLICKS, HISTORIES, 1),
+    "items": Kind("beauty.toml", _NEXT_ITEMS, ("ndcg5", "hr5", "hr10_full", "ndcg10_full"), ITEMS, None),
 }
 
 
-# ------------------------------------------------------------------ RecBole
+# ------------------------------------------------------------------ theirs
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where RecBole is and what it reads. own_sizes: whether its models keep the sizes of RecBole's files."""
+    """Where a library is and what it reads. own_sizes: whether its models keep the library's sizes."""
 
+    kind: str
     python: Path
     data: Path
     own_sizes: bool
 
 
 def theirs(name: str, rival: Rival, site: Site) -> Row:
-    """Row of RecBole's model that is called `name` here."""
+    """Row of the library's model that is called `name` here."""
+    library = rival.library
 
     def row(bench: Bench, seed: int) -> Figures:
-        scratch = bench.folder / "recbole" / f"{name}-{seed}"
+        scratch = bench.folder / library.name / f"{name}-{seed}"
         scratch.mkdir(parents=True, exist_ok=True)
-        result, task = (scratch / "result.json").resolve(), bench.schema.label.task
+        result = (scratch / "result.json").resolve()
         job = {
-            "kind": "clicks" if task == "click" else "items",
+            "kind": site.kind,
             "model": rival.model,
             "sequential": rival.sequential,
             "data": str(site.data.resolve()),
@@ -189,36 +223,37 @@ def theirs(name: str, rival: Rival, site: Site) -> Row:
             "seed": seed,
             "epochs": bench.training().epochs,
             "patience": rival.patience,
-            "settings": recbole_settings(name, rival, bench, site.own_sizes),
+            "settings": their_settings(name, rival, bench, site.own_sizes),
             "result": str(result),
         }
         write_json(scratch / "job.json", job)
         one = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        one.pop("PYTHONPATH", None)
+        one["PYTHONPATH"] = str(HERE.parent)
         call(
-            [str(site.python.absolute()), str(HERE / "rivals_recbole.py"), str((scratch / "job.json").resolve())],
+            [str(site.python.absolute()), "-m", library.script, str((scratch / "job.json").resolve())],
             scratch / "log.txt",
-            lambda line: bench.progress.say(f"RecBole {rival.model}, seed {seed}, {line}"),
+            lambda line: bench.progress.say(f"{library.title} {rival.model}, seed {seed}, {line}"),
             cwd=scratch,
             env=one,
         )
         figures = read_json(result, "test")
         if (told := figures["test"]["rows"]) != (rows := bench.splits["test"].rows):
-            raise UserError(f"RecBole's test has {told} rows, ours {rows}")
+            raise UserError(f"{library.title}'s test has {told} rows, ours {rows}")
         return figures | {"settings": job["settings"]}
 
     return row
 
 
-def recbole_settings(name: str, rival: Rival, bench: Bench, own_sizes: bool) -> dict[str, Any]:
-    """What RecBole is told: embedding, batch, its own learning rate, and our model's sizes unless `own_sizes`."""
+def their_settings(name: str, rival: Rival, bench: Bench, own_sizes: bool) -> dict[str, Any]:
+    """What the library is told: embedding, batch, its own learning rate, and our model's sizes unless `own_sizes`."""
     config, kind = bench.config, model_class(name).configuration
     own = config.baselines.options.get(name, {})
     ours = kind(**baseline_options(name, bench.schema, config.model, config.search.hidden, own))
     told = {
         "embedding_size": config.model.embedding_dim,
         "train_batch_size": rival.batch,
-        "learning_rate": RECBOLE_RATE,
+        "learning_rate": RATE,
+        **rival.settings,
     }
     return told if own_sizes else told | rival.sizes(ours)
 
@@ -276,26 +311,24 @@ def asked(bench: Bench, name: str) -> int:
 # ------------------------------------------------------------------ the table
 
 
-def recbole_name(name: str) -> str:
-    """What the row of RecBole's model is called."""
-    return f"recbole-{name}"
+def their_name(kind: str, name: str) -> str:
+    """What the row beside ours is called."""
+    return f"{KINDS[kind].models[name].library.name}-{name}"
 
 
 def markdown(kind: str, rows: Mapping[str, Figures], names: Sequence[str], peers: Mapping[str, Any]) -> str:
-    """Ours and RecBole's side by side, and what other libraries gave before."""
+    """Ours and theirs side by side, and what libraries gave before."""
     metrics, known = KINDS[kind].metrics, peers[kind]
-    head = ["model", *(f"{m}, {who}" for m in metrics for who in ("ours", "RecBole"))]
-    head += ["passes, ours", "passes, RecBole", "examples/s, ours", "examples/s, RecBole", "times"]
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    head = ["model", "beside", *(f"{m}, {who}" for m in metrics for who in ("ours", "theirs"))]
+    head += ["passes, ours", "passes, theirs", "examples/s, ours", "examples/s, theirs", "times"]
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for name in names:
-        pair = [rows[name], rows.get(recbole_name(name))]
-        cells = [name]
-        for metric in metrics:
-            for row in pair:
-                cells.append("" if row is None else with_deviation(row["mean"][metric], row["std"][metric]))
+        pair = [rows[name], rows[their_name(kind, name)]]
+        cells = [name, KINDS[kind].models[name].library.title]
+        cells += [with_deviation(row["mean"][metric], row["std"][metric]) for metric in metrics for row in pair]
         for key in ("epochs", "examples_per_cpu_second"):
-            cells += ["" if row is None or key not in row else f"{row[key]:,.0f}" for row in pair]
-        ratio = times(rows, name)
+            cells += [f"{row[key]:,.0f}" if key in row else "" for row in pair]
+        ratio = times(kind, rows, name)
         cells.append("" if ratio is None else f"{ratio:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
     if told := [(name, library, figures) for name in names for library, figures in known.get(name, {}).items()]:
@@ -309,9 +342,9 @@ def markdown(kind: str, rows: Mapping[str, Figures], names: Sequence[str], peers
     return "\n".join(lines) + "\n"
 
 
-def times(rows: Mapping[str, Figures], name: str) -> float | None:
-    """How many times the examples per CPU-second of RecBole's model ours has."""
-    speeds = [rows.get(n, {}).get("examples_per_cpu_second") for n in (name, recbole_name(name))]
+def times(kind: str, rows: Mapping[str, Figures], name: str) -> float | None:
+    """How many times the examples per CPU-second of the library's model ours has."""
+    speeds = [rows[n].get("examples_per_cpu_second") for n in (name, their_name(kind, name))]
     return None if None in speeds else speeds[0] / speeds[1]
 
 
@@ -321,7 +354,7 @@ def figures_of(kind: str, rows: Mapping[str, Figures], names: Sequence[str]) -> 
     for row in rows.values():
         found |= {f"{kind}_{m}_{row['row']}": round(row["mean"][m], 5) for m in KINDS[kind].metrics}
     for name in names:
-        if (ratio := times(rows, name)) is not None:
+        if (ratio := times(kind, rows, name)) is not None:
             found[f"{kind}_times_{name}"] = round(ratio, 3)
     return found
 
@@ -337,22 +370,24 @@ def compare(
     dataset, prepared = config.dataset(), given.out / "data" / config.name
     if not is_complete(prepared):
         prepare(dataset, given.data, prepared, progress=progress)
-    files = given.out / "data" / f"recbole-{config.name}"
-    recbole_files(dataset, given.data, files)
-    rivals = {name: rival for name in names if (rival := facts.models[name])}
-    env = given.env or given.out / "recbole"
-    site = Site(recbole_python(env, progress) if rivals else env, files, given.recbole_sizes)
-    check_same(out / "recbole.json", {"requirements": [*REQUIREMENTS, RECBOLE], "own sizes": given.recbole_sizes})
+    files = given.out / "data" / f"theirs-{config.name}"
+    library_files(dataset, given.data, files)
+    libraries = {facts.models[name].library for name in names}
+    pythons = {
+        library: library_python(library, (given.env or given.out) / library.name, progress) for library in libraries
+    }
+    wanted = {library.name: [*library.requirements, library.package] for library in (RECBOLE, DEEPCTR)}
+    check_same(out / "theirs.json", {"requirements": wanted, "own sizes": given.own_sizes})
     made: dict[str, Row] = {}
     for name in names:
-        made[name] = ours(name)
-        if name in rivals:
-            made[recbole_name(name)] = theirs(name, rivals[name], site)
-    bench = Bench.open(prepared, config, out, behaviours=kind == "items", device="cpu", progress=progress)
-    table = Table(f"rivals, {kind}", f"{config.name}, ours and RecBole's", made, facts.metrics, "")
+        rival = facts.models[name]
+        site = Site(kind, pythons[rival.library], files, given.own_sizes)
+        made[name], made[their_name(kind, name)] = ours(name), theirs(name, rival, site)
+    bench = Bench.open(prepared, config, out, history_fields=facts.history_fields, device="cpu", progress=progress)
+    table = Table(f"rivals, {kind}", f"{config.name}, ours and theirs", made, facts.metrics, "")
     found = run(table, bench, list(made), seeds, {})
     rows = {row["row"]: row for row in found}
-    text = f"# {config.name}, {given.repeats} seed(s), one thread\n\n"
+    text = f"# {config.name}, {kind}, {given.repeats} seed(s), one thread\n\n"
     text += markdown(kind, rows, names, read_json(HERE / "peers.json"))
     return text, figures_of(kind, rows, names), found
 
@@ -362,14 +397,14 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.rivals", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; by default both")
+    made.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; by default all")
     made.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR", help="the publishers' files")
     made.add_argument("--out", type=Path, default=Path("runs/rivals"), metavar="DIR")
-    made.add_argument("--env", type=Path, metavar="DIR", help="of RecBole's environment; by default OUT/recbole")
+    made.add_argument("--env", type=Path, metavar="DIR", help="of the libraries' environments; by default OUT")
     made.add_argument("--models", nargs="+", metavar="NAME", help="by default all of the kinds")
     seed_options(made, repeats=1)
     made.add_argument("--epochs", type=int, default=100, metavar="N", help="passes at most, of both")
-    made.add_argument("--recbole-sizes", action="store_true", help="RecBole's models in the sizes of its own files")
+    made.add_argument("--own-sizes", action="store_true", help="the other libraries' models in sizes of their own")
     json_option(made)
     return made
 

@@ -1,6 +1,6 @@
-"""One model of RecBole 1.2.1, trained and measured: a script for RecBole's own environment that uses nothing of ours.
+"""One model of RecBole 1.2.1, trained and measured: for RecBole's own environment, nothing of ours but the metrics.
 
-    ENVIRONMENT/bin/python rivals_recbole.py JOB.json
+    ENVIRONMENT/bin/python -m benchmarks.rivals_recbole JOB.json
 
 JOB.json: kind ("clicks" or "items"), model, data (folder with RecBole's files), settings (of RecBole), seed, epochs,
 patience, result (where the figures go, as JSON). Everything that RecBole writes lands in the working directory. A pass
@@ -10,7 +10,7 @@ What has to be put right from outside: `recbole.quick_start` imports ray, which 
 out, and so is ray; importing any sequential model turns autograd's anomaly mode on: it is turned off; its own best
 checkpoint cannot be read by today's `torch.load`: it is read here. RecBole numbers metrics with ties its own way and
 does not mask the past of sequential models: validation and test are scored here, by the definitions of
-`ameir_merlin.train.metrics`, and RecBole's trainer is stopped by that score.
+`benchmarks.rivals_metrics`, and RecBole's trainer is stopped by that score.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import sys
 import time
 import warnings
@@ -27,58 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-Figures = dict[str, float]
-
-
-# ------------------------------------------------------------------ metrics
-
-
-def click_metrics(chances: Tensor, labels: Tensor) -> Figures:
-    """AUC and log loss of probabilities float `[n]` for labels `[n]` in {0, 1}."""
-    chances, labels = chances.double().clamp(1e-7, 1 - 1e-7), labels.double()
-    _, group, counts = torch.unique(chances, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    places = (last - (counts - 1) / 2)[group]  # 1-based, equal chances share the mean of theirs
-    positive = labels.sum().item()
-    negative = len(labels) - positive
-    auc = (places[labels > 0].sum().item() - positive * (positive + 1) / 2) / (positive * negative)
-    loss = -(labels * chances.log() + (1 - labels) * (1 - chances).log()).mean().item()
-    return {"auc": auc, "logloss": loss}
-
-
-def rank(own: Tensor, others: Tensor) -> Tensor:
-    """0-based rank of scores `own [B]` among `others [B, n]`; a tie counts half a place."""
-    own = own.unsqueeze(1)
-    return (others > own).sum(1, dtype=torch.int32) + (others == own).sum(1, dtype=torch.int32) / 2
-
-
-def full_rank(scores: Tensor, target: Tensor, seen: Tensor) -> Tensor:
-    """Rank of `target [B]` among all items of `scores [B, V]` but `seen [B, S]` and item 0, the padding."""
-    own = scores.gather(1, target.unsqueeze(1)).squeeze(1)
-    lowest = torch.finfo(scores.dtype).min
-    others = scores.clone()
-    others[:, 0] = lowest
-    others.scatter_(1, seen, lowest)
-    others.scatter_(1, target.unsqueeze(1), lowest)
-    return rank(own, others)
-
-
-def ranking_metrics(full: Tensor, drawn: Tensor | None) -> Figures:
-    """HR and NDCG of ranks `[n]` among all items, and among the drawn negatives where there are some."""
-
-    def hit(ranks: Tensor, k: int) -> float:
-        return (ranks < k).double().mean().item()
-
-    def ndcg(ranks: Tensor, k: int) -> float:
-        return torch.where(ranks < k, 1 / torch.log2(ranks.double() + 2), 0.0).mean().item()
-
-    found = {"hr10_full": hit(full, 10), "ndcg10_full": ndcg(full, 10)}
-    if drawn is not None:
-        found |= {"hr1": hit(drawn, 1), "hr5": hit(drawn, 5), "ndcg5": ndcg(drawn, 5)}
-    return found
-
+from benchmarks.rivals_metrics import Figures, click_metrics, full_rank, rank, ranking_metrics, write_result
 
 # ------------------------------------------------------------------ scoring
 
@@ -244,9 +193,7 @@ def main() -> None:
         "cpu_seconds": math.fsum(passes),
         "examples_per_cpu_second": examples * len(passes) / max(math.fsum(passes), 1e-9),
     }
-    beside = Path(job["result"] + ".tmp")
-    beside.write_text(json.dumps(figures, allow_nan=False))
-    os.replace(beside, job["result"])
+    write_result(job, figures)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ TABLE = Table(
     ours="ameir-c",
     paper={"criteo": click_figures(CRITEO), "avazu": click_figures(AVAZU)},
     columns=("parameters", "seconds", "examples_per_second"),
-    behaviours=False,
+    history_fields=0,
 )
 
 if __name__ == "__main__":

@@ -78,11 +78,12 @@ class Bench:
     progress: Progress = field(default_factory=Silent)
 
     @classmethod
-    def open(cls, data: Path, config: Config, folder: Path, *, behaviours: bool = True, **more: Any) -> Bench:
-        """The prepared data set in `data` (schema.json, train/, valid/, test/); without its behaviours if so asked."""
-        schema = FeatureSchema.load(data / "schema.json")
-        if not behaviours:
-            schema = dataclasses.replace(schema, behaviour=None)
+    def open(cls, data: Path, config: Config, folder: Path, *, history_fields: int | None = None, **more: Any) -> Bench:
+        """The prepared data set in `data` (schema.json, train/, valid/, test/).
+
+        history_fields: how many fields of its behaviours are read, the first ones; None for all, 0 for no behaviours.
+        """
+        schema = with_history_fields(FeatureSchema.load(data / "schema.json"), history_fields)
         device = more.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         splits = {split: ResidentData(data / split, schema, device) for split in ("train", "valid", "test")}
         if (rows := more.get("rows")) is not None:
@@ -141,6 +142,14 @@ class Bench:
     def checkpoint(self, name: str, seed: int) -> Path:
         """Where the training of row `name` keeps its state."""
         return self.folder / "checkpoints" / f"{name}-{seed}.pt"
+
+
+def with_history_fields(schema: FeatureSchema, count: int | None) -> FeatureSchema:
+    """The same schema with the first `count` fields of a behaviour; with all for None, without behaviours for 0."""
+    if count is None or (b := schema.behaviour) is None:
+        return schema
+    kept = dataclasses.replace(b, fields=b.fields[:count], target_fields=b.target_fields[:count]) if count else None
+    return dataclasses.replace(schema, behaviour=kept)
 
 
 Row = Callable[[Bench, int], Figures]
@@ -204,7 +213,7 @@ class Table:
 
     metrics: shown where the data have them, the first one ranks. ours: the row that the test is about. paper: data set,
     row, metric -> figure.
-    columns: further figures of a row to show.
+    columns: further figures of a row to show. history_fields: see `Bench.open`.
     """
 
     name: str
@@ -214,7 +223,7 @@ class Table:
     ours: str
     paper: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     columns: tuple[str, ...] = ("parameters", "seconds")
-    behaviours: bool = True
+    history_fields: int | None = None
 
 
 def run(
@@ -356,7 +365,7 @@ def make(
     config = load_config(given.config or default_config(given.data), given.set, definition=False)
     out = given.out = given.out or Path("runs") / table.name
     more: dict[str, Any] = {"device": given.device} if given.device else {}
-    more |= {"behaviours": table.behaviours, "budget": given.budget, "rows": given.rows}
+    more |= {"history_fields": table.history_fields, "budget": given.budget, "rows": given.rows}
     bench = Bench.open(given.data, config, out, progress=display(), **more)
     table = dataclasses.replace(table, metrics=shown(table, bench))
     rows = run(table, bench, names, seeds, extra or {})

@@ -1,4 +1,7 @@
-"""Our models beside RecBole's: the same metrics, the same rows, and a table put together from both; no RecBole here."""
+"""Our models beside other libraries: the same metrics, the same rows, and a table put together from both.
+
+The libraries themselves are not here.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,10 @@ from ameir_merlin.progress import Silent
 from ameir_merlin.schema import FIRST_ID
 from ameir_merlin.train.evaluate import retrieval_ranks
 from ameir_merlin.train.metrics import auc, hit_rate, logloss, ndcg
-from benchmarks import rivals, rivals_recbole, rivals_setup
+from benchmarks import rivals, rivals_deepctr, rivals_metrics, rivals_recbole, rivals_setup
 from benchmarks.tables import WORKFLOWS, Bench
+
+METRICS = "benchmarks.rivals_metrics"
 
 # ------------------------------------------------------------------ metrics
 
@@ -32,7 +37,7 @@ def test_metrics_of_clicks_are_ours_with_ties():
     generator = torch.Generator().manual_seed(1)
     chances = torch.randint(1, 20, (500,), generator=generator) / 20
     labels = (torch.rand(500, generator=generator) < chances).float()
-    found = rivals_recbole.click_metrics(chances, labels)
+    found = rivals_metrics.click_metrics(chances, labels)
     logits = torch.logit(chances.double())
     assert found["auc"] == pytest.approx(auc(logits, labels).item(), abs=1e-12)
     assert found["logloss"] == pytest.approx(logloss(logits, labels).item(), abs=1e-12)
@@ -124,13 +129,21 @@ def test_metrics_of_next_items_are_ours_with_the_past_masked(split: str, tmp_pat
         rivals_recbole.Items(tmp_path, dataset).measure(Scores(scores), Loader(rows), split)
 
 
-def test_the_script_for_recbole_uses_nothing_of_ours_and_recbole_only_when_it_runs():
-    tree = ast.parse(Path(rivals_recbole.__file__).read_text())
+@pytest.mark.parametrize(
+    ("script", "ours"),
+    [
+        (rivals_recbole, {"benchmarks.rivals_metrics"}),
+        (rivals_deepctr, {"benchmarks.rivals_metrics"}),
+        (rivals_metrics, set()),
+    ],
+)
+def test_scripts_use_only_the_metrics_of_ours_and_their_library_only_when_they_run(script, ours: set[str]):
+    tree = ast.parse(Path(script.__file__).read_text())
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert not [n for n in names if n.split(".")[0] in ("ameir_merlin", "benchmarks")]
+    assert {n for n in names if n.split(".")[0] in ("ameir_merlin", "benchmarks")} == ours
     at_once = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
-    assert not [n for n in at_once if "recbole" in ast.unparse(n)]
+    assert not [n for n in at_once if "recbole " in ast.unparse(n) or "deepctr_torch" in ast.unparse(n)]
 
 
 # ------------------------------------------------------------------ rows
@@ -158,9 +171,9 @@ def raw(tmp_path_factory) -> Path:
     return folder
 
 
-def test_recbole_reads_the_very_rows_of_clicks(raw: Path, tmp_path: Path):
+def test_libraries_read_the_very_rows_of_clicks(raw: Path, tmp_path: Path):
     dataset = load_config(WORKFLOWS / "movielens_random.toml").dataset()
-    rivals_setup.recbole_files(dataset, raw, tmp_path / "ml")
+    rivals_setup.library_files(dataset, raw, tmp_path / "ml")
     lines = gzip.decompress((raw / "ml100k_ctr.csv.gz").read_bytes()).decode().splitlines()
     head = lines[0].split(",")
     given = [dict(zip(head, line.split(","))) for line in lines[1:]]
@@ -180,15 +193,50 @@ def test_recbole_reads_the_very_rows_of_clicks(raw: Path, tmp_path: Path):
             }.items():
                 assert found[ours] == told[name]
             assert float(found["label"]) == float(told["label"])
+            assert found["history_item_id"] == told["hist"]
             assert int(found["hour"]) == int(told["timestamp"]) // 3600 % 24
     fields = json.loads((tmp_path / "ml" / "fields.json").read_text())
     assert (fields["user"], fields["item"], fields["columns"][-1]) == ("user_id", "item_id", "label")
     assert not [n for n in fields["columns"] if n.startswith("history")]
+    assert fields["history"] == "history_item_id"
+
+
+@pytest.mark.parametrize("length", [0, 1, 2])
+def test_deepctr_reads_the_very_rows_with_shared_numbers(length: int, raw: Path, tmp_path: Path):
+    dataset = load_config(WORKFLOWS / "movielens_random.toml").dataset()
+    rivals_setup.library_files(dataset, raw, tmp_path / "ml")
+    made = rivals_deepctr.Rows(tmp_path / "ml", length)
+    raw_of = {table: {n: value for value, n in ids.items()} for table, ids in made.numbers.items()}
+    assert all(sorted(ids) == list(range(1, len(ids) + 1)) for ids in raw_of.values())
+    assert (made.history, "history_item_id" in made.several) == (("history_item_id", True) if length else ("", False))
+    lines = gzip.decompress((raw / "ml100k_ctr.csv.gz").read_bytes()).decode().splitlines()
+    given = [dict(zip(lines[0].split(","), line.split(","))) for line in lines[1:]]
+    for split, inputs in made.inputs.items():
+        wanted = [r for r in given if r["split"] == split]
+        assert made.labels[split].tolist() == [float(r["label"]) for r in wanted]
+        for name, told in {"user_id": "user_id", "item_id": "item_id", "year": "release_year"}.items():
+            assert [raw_of[name][n] for n in inputs[name].tolist()] == [r[told] for r in wanted]
+        genres = [[raw_of["genres"][n] for n in row if n] for row in inputs["genres"].tolist()]
+        assert genres == [r["class"].split() for r in wanted]
+        if length:
+            films = [[raw_of["item_id"][n] for n in row if n] for row in inputs["history_item_id"].tolist()]
+            assert films == [r["hist"].split()[-length:] for r in wanted]
+            assert inputs[rivals_deepctr.LENGTH].tolist() == [len(f) for f in films]
+            assert made.size("history_item_id") == made.size("item_id") == len(raw_of["item_id"]) + 1
+
+
+def test_drawn_negatives_are_other_films_all_equally_often():
+    history = np.tile([[3, 1, 5, 0]], (20_000, 1))
+    drawn = rivals_deepctr.negatives(history, 6, np.random.default_rng(1))
+    assert (drawn[:, 3] == 0).all()
+    for place, film in enumerate([3, 1, 5]):
+        share = np.bincount(drawn[:, place], minlength=6) / len(drawn)
+        assert share == pytest.approx([0 if n in (0, film) else 0.25 for n in range(6)], abs=0.02)
 
 
 def test_recbole_reads_the_very_sequences_and_negatives(raw: Path, tmp_path: Path):
     dataset = load_config(WORKFLOWS / "beauty.toml").dataset()
-    rivals_setup.recbole_files(dataset, raw, tmp_path / "b")
+    rivals_setup.library_files(dataset, raw, tmp_path / "b")
     given = {}
     for line in gzip.decompress((raw / "beauty.txt.gz").read_bytes()).decode().splitlines():
         user, *items = map(int, line.split())
@@ -226,15 +274,15 @@ def test_examples_of_a_pass_are_what_the_objective_asks(name: str):
 
 
 class Jobs(list):
-    """What RecBole was asked, each answered with made-up figures; `more` rows than there are, if so set."""
+    """What the libraries were asked, each answered with made-up figures; `more` rows than there are, if so set."""
 
     more = 0
 
     def answer(self, command, log, told, **options) -> None:
-        job = json.loads(Path(command[2]).read_text())
-        self.append(job)
+        job = json.loads(Path(command[3]).read_text())
+        self.append(job | {"script": command[2], "python": Path(command[0])})
         test = dict.fromkeys(("auc", "logloss", "hr1", "hr5", "ndcg5", "hr10_full", "ndcg10_full"), 0.25)
-        test["rows"] = {"clicks": 15, "items": 12}[job["kind"]] + self.more
+        test["rows"] = {"clicks": 15, "histories": 15, "items": 12}[job["kind"]] + self.more
         told("pass 1")
         figures = {"test": test, "parameters": 9, "epochs": 4, "examples_per_cpu_second": 0.5}
         Path(job["result"]).write_text(json.dumps(figures))
@@ -242,9 +290,9 @@ class Jobs(list):
 
 @pytest.fixture
 def jobs(monkeypatch) -> Jobs:
-    """Stands in for RecBole and its environment."""
+    """Stands in for the libraries and their environments."""
     made = Jobs()
-    monkeypatch.setattr(rivals, "recbole_python", lambda env, progress: env / "bin" / "python")
+    monkeypatch.setattr(rivals, "library_python", lambda library, env, progress: env / "bin" / "python")
     monkeypatch.setattr(rivals, "call", made.answer)
     return made
 
@@ -254,7 +302,7 @@ def options(raw: Path, out: Path, *more: str):
 
 
 def test_both_stand_side_by_side_and_a_killed_command_goes_on(raw: Path, tmp_path: Path, jobs: Jobs, capsys):
-    more = ["--models", "deepfm", "fibinet", "bpr", "--json", str(tmp_path / "all.json")]
+    more = ["--models", "deepfm", "fibinet", "din", "bpr", "--json", str(tmp_path / "all.json")]
     jobs.more = 1
     with pytest.raises(UserError, match="RecBole's test has 16 rows, ours 15"):
         rivals.make(options(raw, tmp_path / "out", *more))
@@ -265,21 +313,27 @@ def test_both_stand_side_by_side_and_a_killed_command_goes_on(raw: Path, tmp_pat
     assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     result = json.loads((tmp_path / "all.json").read_text())
-    rows = {r["row"]: r for kind in ("clicks", "items") for r in result["rows"][kind]}
-    assert set(rows) == {"deepfm", "recbole-deepfm", "fibinet", "bpr", "recbole-bpr"}
+    rows = {r["row"]: r for kind in ("clicks", "histories", "items") for r in result["rows"][kind]}
+    pairs = {"deepfm": "recbole", "fibinet": "deepctr", "din": "deepctr", "bpr": "recbole"}
+    assert set(rows) == {*pairs, *(f"{library}-{name}" for name, library in pairs.items())}
     assert last["figures"]["clicks_auc_recbole-deepfm"] == last["figures"]["items_ndcg5_recbole-bpr"] == 0.25
     assert rows["deepfm"]["examples"] == 60 * rows["deepfm"]["epochs"]
     speed = rows["deepfm"]["examples"] / rows["deepfm"]["cpu_seconds"]
     assert rows["deepfm"]["examples_per_cpu_second"] == pytest.approx(speed)
     assert last["figures"]["clicks_times_deepfm"] == pytest.approx(speed / 0.5, abs=1e-3)
-    assert "clicks_times_fibinet" not in last["figures"]
     lines = (tmp_path / "out" / "rivals.md").read_text().splitlines()
     ours = rows["deepfm"]["mean"]
-    assert any(x.startswith(f"| deepfm | {ours['auc']:.4f} | 0.2500 | {ours['logloss']:.4f} | 0.2500 |") for x in lines)
-    assert any(x.startswith("| fibinet | ") and x.endswith(" |  |") for x in lines)
+    assert any(
+        x.startswith(f"| deepfm | RecBole | {ours['auc']:.4f} | 0.2500 | {ours['logloss']:.4f} | 0.2500 |")
+        for x in lines
+    )
+    assert any(x.startswith("| fibinet | DeepCTR-Torch | ") for x in lines)
     assert "| deepfm | FuxiCTR | 0.7811 | 0.5562 | 66,900 |  |" in lines
     assert "| bpr | RecBole | 0.22 | 0.311 | 0.037 | 0.018 | 168,000 | 60 passes, stopped by itself |" in lines
-    deepfm, bpr = (next(j for j in jobs if j["model"] == name) for name in ("DeepFM", "BPR"))
+    deepfm, din, bpr = (next(j for j in jobs if j["model"] == name) for name in ("DeepFM", "DIN", "BPR"))
+    assert (deepfm["script"], din["script"]) == ("benchmarks.rivals_recbole", "benchmarks.rivals_deepctr")
+    assert (deepfm["max_length"], din["max_length"], din["settings"]["att_hidden_size"]) == (0, 50, [36])
+    assert [j["python"].parts[-3] for j in (deepfm, din, bpr)] == ["recbole", "deepctr", "recbole"]
     assert deepfm["settings"]["mlp_hidden_size"] == [200, 80]
     assert (deepfm["settings"]["embedding_size"], deepfm["settings"]["train_batch_size"]) == (16, 2048)
     assert (bpr["settings"]["embedding_size"], bpr["max_length"], bpr["epochs"], bpr["patience"]) == (64, 15, 2, 10)
@@ -288,25 +342,26 @@ def test_both_stand_side_by_side_and_a_killed_command_goes_on(raw: Path, tmp_pat
     rivals.make(options(raw, tmp_path / "out", *more))
     assert len(jobs) == before
     with pytest.raises(UserError, match="another own sizes"):
-        rivals.make(options(raw, tmp_path / "out", *more, "--recbole-sizes"))
+        rivals.make(options(raw, tmp_path / "out", *more, "--own-sizes"))
 
 
-def test_recboles_own_sizes_are_left_alone():
+def test_the_libraries_own_sizes_are_left_alone():
     bench = Bench(ITEMS, {}, load_config(WORKFLOWS / "beauty.toml", rivals.KINDS["items"].settings), Path("."))
-    same = rivals.recbole_settings("sasrec", rivals.ITEMS["sasrec"], bench, own_sizes=False)
+    same = rivals.their_settings("sasrec", rivals.ITEMS["sasrec"], bench, own_sizes=False)
     assert (same["hidden_size"], same["inner_size"], same["n_heads"]) == (64, 64, 4)
-    own = rivals.recbole_settings("sasrec", rivals.ITEMS["sasrec"], bench, own_sizes=True)
+    own = rivals.their_settings("sasrec", rivals.ITEMS["sasrec"], bench, own_sizes=True)
     assert set(own) == {"embedding_size", "train_batch_size", "learning_rate"}
+    dnn = rivals.their_settings("dnn", rivals.CLICKS["dnn"], bench, own_sizes=True)
+    assert dnn["use_inner"] is False
     assert (same["learning_rate"], bench.config.train.learning_rate) == (0.001, 0.002)
 
 
 def test_each_row_is_a_model_of_its_kind_and_sizes_are_of_its_configuration():
-    for kind, task in (("clicks", "click"), ("items", "retrieval")):
+    for kind, task in (("clicks", "click"), ("histories", "click"), ("items", "retrieval")):
         for name, rival in rivals.KINDS[kind].models.items():
             assert name in MODELS
             assert model_class(name).task == task
-            if rival:
-                assert None not in rival.sizes(model_class(name).configuration()).values()
+            assert None not in rival.sizes(model_class(name).configuration()).values()
 
 
 @pytest.mark.parametrize(
