@@ -8,8 +8,9 @@ histories: the same rows, with the films that the user liked before, and nothing
 items: Amazon Beauty (`beauty.txt.gz`, `beauty_eval_neg100.npz`), length 15, embeddings of 64; hr5 and ndcg5 rank the
 target against the 100 negatives, hr10_full and ndcg10_full among all items but the user's past.
 
-The other side is RecBole 1.2.1; where it has no such model, or wants its own histories, DeepCTR-Torch 0.3.0. Each runs
-in an environment of its own, which the command makes with pip in --env, by `rivals_recbole.py` and `rivals_deepctr.py`.
+The other side is RecBole 1.2.1; for models that it lacks, has with another activation (DNN) or with histories that it
+cuts itself (DIN, DIEN), DeepCTR-Torch 0.3.0. Each runs in an environment of its own, which the command makes with pip
+in --env, by `rivals_recbole.py` and `rivals_deepctr.py`.
 Its models get our models' sizes (embeddings, hidden layers, heads, dropout); with --own-sizes they keep those of the
 library. Everything else of them (initialisation, loss, penalty) is the library's. Seeds, batches of clicks and the most
 passes are the same for both, and so is the patience of 3 passes, but for RecBole's BPR, whose validation score wavers:
@@ -47,6 +48,7 @@ from ameir_merlin.environment import environment
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import is_complete, read_json, write_json, write_text
 from ameir_merlin.models import model_class
+from ameir_merlin.models.baselines.dien import DIENConfig
 from ameir_merlin.models.build_baseline import baseline_options
 from ameir_merlin.progress import Progress, Task
 from benchmarks.page import with_deviation
@@ -68,6 +70,7 @@ from benchmarks.tables import (
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 3
+CLICKS_BATCH = 2048
 RATE = 1e-3  # the libraries' default; their weights are not averaged, which a higher rate needs
 
 
@@ -75,8 +78,8 @@ RATE = 1e-3  # the libraries' default; their weights are not averaged, which a h
 class Rival:
     """A library's model of the same name.
 
-    sizes: from our model's configuration to the library's keys. settings: what makes it that model, whatever its sizes.
-    batch: of training. patience: passes without a better validation score.
+    sizes: from our model's configuration to the library's keys: what shapes the net. settings: what makes it that
+    model, whatever its sizes. batch: of training. patience: passes without a better validation score.
     """
 
     model: str
@@ -99,13 +102,15 @@ def _deep(c: Any) -> dict[str, Any]:
 # Our models by kind, and those beside them.
 CLICKS: dict[str, Rival] = {
     # A product-based net without products.
-    "dnn": Rival("PNN", _deep, 2048, library=DEEPCTR, settings={"use_inner": False}),
-    "wide_deep": Rival("WideDeep", _mlp, 2048),
-    "deepfm": Rival("DeepFM", _mlp, 2048),
-    "pnn": Rival("PNN", _mlp, 2048),
-    "dcn": Rival("DCN", lambda c: {**_mlp(c), "cross_layer_num": c.cross_layers}, 2048),
-    "dcnv2": Rival("DCNV2", lambda c: {**_mlp(c), "cross_layer_num": c.cross_layers, "structure": "parallel"}, 2048),
-    "xdeepfm": Rival("xDeepFM", lambda c: {**_mlp(c), "cin_layer_size": list(c.cin)}, 2048),
+    "dnn": Rival("PNN", _deep, CLICKS_BATCH, library=DEEPCTR, settings={"use_inner": False}),
+    "wide_deep": Rival("WideDeep", _mlp, CLICKS_BATCH),
+    "deepfm": Rival("DeepFM", _mlp, CLICKS_BATCH),
+    "pnn": Rival("PNN", _mlp, CLICKS_BATCH),
+    "dcn": Rival("DCN", lambda c: {**_mlp(c), "cross_layer_num": c.cross_layers}, CLICKS_BATCH),
+    "dcnv2": Rival(
+        "DCNV2", lambda c: {**_mlp(c), "cross_layer_num": c.cross_layers, "structure": "parallel"}, CLICKS_BATCH
+    ),
+    "xdeepfm": Rival("xDeepFM", lambda c: {**_mlp(c), "cin_layer_size": list(c.cin)}, CLICKS_BATCH),
     "autoint": Rival(
         "AutoInt",
         lambda c: {
@@ -114,25 +119,28 @@ CLICKS: dict[str, Rival] = {
             "num_heads": c.heads,
             "attention_size": c.heads * c.head_dim,
         },
-        2048,
+        CLICKS_BATCH,
     ),
+    # SENet's middle layer is a third of the ten fields: three units there, four here.
     "fibinet": Rival(
         "FiBiNET",
         lambda c: {**_deep(c), "reduction_ratio": c.reduction, "bilinear_type": c.bilinear},
-        2048,
+        CLICKS_BATCH,
         library=DEEPCTR,
     ),
 }
 # With ReLU, the library's own, where ours has Dice: its Dice fails in these models' hidden layers.
 HISTORIES: dict[str, Rival] = {
-    "din": Rival("DIN", lambda c: {**_deep(c), "att_hidden_size": [c.attention_hidden]}, 2048, library=DEEPCTR),
-    # Ours scores behaviours by one matrix, the library's by a net, whose hidden layers stay its own.
+    "din": Rival("DIN", lambda c: {**_deep(c), "att_hidden_size": [c.attention_hidden]}, CLICKS_BATCH, library=DEEPCTR),
+    # Ours scores behaviours by one matrix, the library's by a net, whose hidden layers stay its own. Its loss is a sum
+    # over the batch, and the auxiliary one a mean over what came next and what did not, where ours adds two means:
+    # `alpha` makes them weigh the same.
     "dien": Rival(
         "DIEN",
-        lambda c: {**_deep(c), "alpha": c.auxiliary},
-        2048,
+        _deep,
+        CLICKS_BATCH,
         library=DEEPCTR,
-        settings={"gru_type": "AUGRU", "use_negsampling": True},
+        settings={"gru_type": "AUGRU", "use_negsampling": True, "alpha": 2 * CLICKS_BATCH * DIENConfig.auxiliary},
     ),
 }
 ITEMS: dict[str, Rival] = {
@@ -185,7 +193,7 @@ class Kind:
 
 # RecBole's GRU4Rec is trained by softmax over all items; GRU4Rec+'s own loss is in Table 2.
 _NEXT_ITEMS = ("model.embedding_dim=64", "baselines.train.gru4rec.objective=softmax")
-_CLICKS = ("movielens_random.toml", ("train.batch_size=2048",), ("auc", "logloss"))
+_CLICKS = ("movielens_random.toml", (f"train.batch_size={CLICKS_BATCH}",), ("auc", "logloss"))
 KINDS = {
     "clicks": Kind(*_CLICKS, CLICKS, 0),
     "histories": Kind(*_CLICKS, HISTORIES, 1),
@@ -245,7 +253,10 @@ def theirs(name: str, rival: Rival, site: Site) -> Row:
 
 
 def their_settings(name: str, rival: Rival, bench: Bench, own_sizes: bool) -> dict[str, Any]:
-    """What the library is told: embedding, batch, its own learning rate, and our model's sizes unless `own_sizes`."""
+    """What the library is told: embedding, batch, its own learning rate, the model's settings, and our sizes.
+
+    own_sizes: without our sizes.
+    """
     config, kind = bench.config, model_class(name).configuration
     own = config.baselines.options.get(name, {})
     ours = kind(**baseline_options(name, bench.schema, config.model, config.search.hidden, own))
@@ -376,7 +387,8 @@ def compare(
     pythons = {
         library: library_python(library, (given.env or given.out) / library.name, progress) for library in libraries
     }
-    wanted = {library.name: [*library.requirements, library.package] for library in (RECBOLE, DEEPCTR)}
+    all_of_them = {rival.library for rival in facts.models.values()}
+    wanted = {library.name: [*library.requirements, library.package] for library in all_of_them}
     check_same(out / "theirs.json", {"requirements": wanted, "own sizes": given.own_sizes})
     made: dict[str, Row] = {}
     for name in names:

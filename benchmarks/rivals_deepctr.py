@@ -2,14 +2,15 @@
 
     ENVIRONMENT/bin/python -m benchmarks.rivals_deepctr JOB.json
 
-JOB.json: kind ("clicks", or "histories", whose rows have the user's films before), model, data (folder with
-train.inter, valid.inter, test.inter and fields.json), settings (embedding_size, train_batch_size, learning_rate, and
-keyword arguments of the model), max_length (of histories), seed, epochs, patience, result (where the figures go, as
-JSON). A pass of training is told on standard output.
+JOB.json: model, data (folder with FOLDER.train.inter, .valid.inter, .test.inter and fields.json), settings
+(embedding_size, train_batch_size, learning_rate, and keyword arguments of the model), max_length (of histories; 0: rows
+without them), seed, epochs, patience, result (where the figures go, as JSON). A pass of training is told on standard
+output.
 
 What has to be put right from outside: the library asks the network for a newer version of itself when it is imported,
-and prints whatever `verbose` says. It has no patience that keeps the best weights in memory: passes are called one by
-one and scored here. DIEN wants its negatives prepared: films drawn uniformly, never the one they stand beside.
+and prints whatever `verbose` says. Passes are called one by one, scored here, and the best one's weights kept, by the
+rule of ours. DIEN wants its negatives prepared: films drawn uniformly, never the one they stand beside; it leaves out
+fields of several ids, which are given as counts of each id, dense: its first hidden layer has a row for each.
 """
 
 from __future__ import annotations
@@ -101,6 +102,13 @@ def negatives(history: np.ndarray, size: int, generator: np.random.Generator) ->
     return np.where(history > 0, drawn + (drawn >= history), 0)
 
 
+def counts(ids: np.ndarray, size: int) -> np.ndarray:
+    """How often each id stands in a row of `ids [n, most]`: float32 `[n, size]`, nothing for 0."""
+    made = np.zeros((len(ids), size), np.float32)
+    np.add.at(made, (np.arange(len(ids))[:, None], ids), ids > 0)
+    return made
+
+
 def library() -> types.ModuleType:
     """deepctr_torch, imported without asking the network for its latest version."""
     quiet = types.ModuleType("requests")
@@ -124,7 +132,7 @@ def build(rows: Rows, job: dict[str, Any]) -> Any:
         return inputs.VarLenSparseFeat(shared, rows.several[rows.history], length_name=LENGTH)
 
     columns = [inputs.SparseFeat(name, rows.size(name), width) for name in rows.sparse]
-    if rows.history:  # before other columns of several ids: DIN takes the first length that it finds
+    if rows.history:
         columns.append(before(f"hist_{rows.item}"))
         for made in rows.inputs.values():
             made[f"hist_{rows.item}"] = made[rows.history]
@@ -134,7 +142,13 @@ def build(rows: Rows, job: dict[str, Any]) -> Any:
             for made in rows.inputs.values():
                 made[f"neg_hist_{rows.item}"] = negatives(made[rows.history], rows.size(rows.history), generator)
     for name, most in rows.several.items():
-        if name != rows.history:
+        if name == rows.history:
+            continue
+        if job["model"] == "DIEN":
+            columns.append(inputs.DenseFeat(name, rows.size(name)))
+            for made in rows.inputs.values():
+                made[name] = counts(made[name], rows.size(name))
+        else:
             columns.append(inputs.VarLenSparseFeat(inputs.SparseFeat(name, rows.size(name), width), most))
     kind = getattr(models, job["model"])
     if rows.history:
@@ -147,17 +161,13 @@ def main() -> None:
     """Train as the job says and write the figures."""
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
-    torch.manual_seed(job["seed"])
     rows = Rows(Path(job["data"]), job["max_length"])
     model = build(rows, job)
     batch, rate = job["settings"]["train_batch_size"], job["settings"]["learning_rate"]
     model.compile(torch.optim.Adam(model.parameters(), lr=rate), "binary_crossentropy")
-    inputs = {
-        split: {name: made[name] for name in model.feature_index} for split, made in rows.inputs.items()
-    }  # `fit` would turn vectors of the dictionary that it is given into columns
 
     def score(split: str) -> dict[str, float]:
-        chances = model.predict(dict(inputs[split]), 4096)
+        chances = model.predict(rows.inputs[split], 4096)
         labels = rows.labels[split]
         figures = click_metrics(torch.from_numpy(np.asarray(chances)).view(-1), torch.from_numpy(labels))
         return {**figures, "rows": len(labels), "positives": int(labels.sum())}
@@ -169,7 +179,7 @@ def main() -> None:
         began = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
             model.fit(
-                dict(inputs["train"]),
+                rows.inputs["train"],
                 rows.labels["train"],
                 batch_size=batch,
                 initial_epoch=len(passes),
@@ -178,7 +188,7 @@ def main() -> None:
             )
         passes.append(time.process_time() - began)
         scores.append(score("valid")["auc"])
-        if scores[-1] == max(scores):
+        if np.argmax(scores) == len(scores) - 1:
             best = copy.deepcopy(model.state_dict())
         print(f"pass {len(passes)}: valid auc {scores[-1]:.4f}, {passes[-1]:.1f} s of training", flush=True)
     model.load_state_dict(best)

@@ -104,9 +104,9 @@ def library_python(library: Library, env: Path, progress: Progress) -> Path:
 def library_files(dataset: Dataset, raw: Path, folder: Path) -> None:
     """Write the raw rows of `dataset` in RecBole's layout into `folder`, if they are not there.
 
-    Clicks: train.inter, valid.inter, test.inter and fields.json, which names the columns that models without histories
-    read, and the one with the target item's predecessors, latest last. Next items: one .inter with all sequences,
-    which RecBole cuts as we do (the last for the test, the one before for validation), and evaluation.npz.
+    Clicks: FOLDER.train.inter, .valid.inter, .test.inter and fields.json, which names the columns that models without
+    histories read, and the one with the target item's predecessors, latest last. Next items: one .inter with all
+    sequences, which RecBole cuts as we do (the last for the test, the one before for validation), and evaluation.npz.
     """
     if is_complete(folder):
         return
