@@ -128,11 +128,15 @@ def test_definition(small, text):
     refused(small, run_of(small), r"small\.py: (cannot be imported \((Runtime|Syntax)Error: .*\)|defines no DATASET)")
 
 
+GRAPH = r"search\.paths: 'graph' works on one GPU, not on 'cpu'; expected 'apart' or 'together'"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--device", "gpu"], r"device 'gpu': expected cpu, cuda or cuda:N"),
         (["--device", "cuda:99"], r"device 'cuda:99': torch sees \d+ GPUs here"),
+        (["--device", "cpu", "--set", "search.paths=graph"], GRAPH),
         (["--cluster", "spark"], r"cluster 'spark': expected local, cuda or tcp://host:port"),
         (["--data", "{place}/none"], r"none: no such folder"),
         (["--data", "{place}/tiny.toml"], r"tiny\.toml: no such folder"),
@@ -165,6 +169,7 @@ def test_no_tritonserver(begun, killed_in, tmp_path, monkeypatch):
     ("options", "message"),
     [
         (["--device", "cuda:99"], r"device 'cuda:99': torch sees"),
+        (["--device", "cpu", "--set", "search.paths=graph"], GRAPH),
         (["--out", "{place}"], r"holds raw but no config\.toml"),
         (["--out", "{place}/tiny.toml"], r"tiny\.toml: is a file, expected a folder"),
         (["--set", "serach.top=3"], r"demo\.toml: serach: unknown key; did you mean 'search'\?"),

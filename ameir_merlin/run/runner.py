@@ -18,7 +18,7 @@ from ameir_merlin.run.folder import CONFIG, RunFolder, clear, discard, locked, r
 from ameir_merlin.run.launch import follow, launch
 from ameir_merlin.run.measure import measured
 from ameir_merlin.run.metrics import gather
-from ameir_merlin.run.stages import STAGES, Stage, Workspace, baseline, checked_device
+from ameir_merlin.run.stages import STAGES, Stage, Workspace, baseline, checked_device, checked_graphs
 from ameir_merlin.space.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Run:
         """
         progress = progress or Silent()
         device = checked_device(device)
+        checked_graphs(config, device)
         ranks = _joined(device, stages or STAGES)
         with locked(folder):
             new = not (Path(folder) / CONFIG).exists()
@@ -82,7 +83,7 @@ class Run:
     @classmethod
     def foresee(cls, config: Config, folder: str | Path, *, device: str = "") -> None:
         """`UserError` for what would stop a run of `config` in `folder` before its data are looked at."""
-        checked_device(device)
+        checked_graphs(config, checked_device(device))
         if not (Path(folder) / CONFIG).is_file():
             refuse_foreign(folder, config)
             for stage in STAGES.values():

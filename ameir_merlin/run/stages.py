@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ameir_merlin.batch import BatchSource
+    from ameir_merlin.config import Config
     from ameir_merlin.search.problem import Problem
 
 Figures = dict[str, float]
@@ -87,6 +88,16 @@ def checked_device(name: str) -> str:
     if int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise UserError(f"device '{name}': torch sees {torch.cuda.device_count()} GPUs here")
     return name
+
+
+def checked_graphs(config: Config, device: str) -> None:
+    """`UserError` where `search.paths = "graph"` and `device`, as `checked_device` takes it, is no GPU."""
+    if config.search.paths == "graph":
+        import torch
+
+        from ameir_merlin.search.oneshot import checked_paths
+
+        checked_paths("graph", device or ("cuda" if torch.cuda.is_available() else "cpu"), 1)
 
 
 def prepare(workspace: Workspace) -> Figures:
