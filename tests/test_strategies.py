@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,19 @@ def test_a_search_killed_after_a_pass_goes_on_to_the_same_end(name, passes, tmp_
     assert parts.account.examples == whole.account.examples
     left, right = (StepRecord.load(tmp_path / part, "whole") for part in ("whole", "parts"))
     assert [(t.candidate, t.score) for t in left.trials] == [(t.candidate, t.score) for t in right.trials]
+
+
+def test_darts_books_the_validation_rows_that_it_learns_from(tmp_path: Path):
+    booked = {
+        name: STRATEGIES[name](problem_in(tmp_path / name), Budget(), replace(TINY, epochs=2)).account.examples
+        for name in ("darts", "snas")
+    }
+    problem = problem_in(tmp_path)
+    size, valid = problem.settings.batch_size, problem.valid.rows
+    sizes = [min(size, valid - start) for start in range(0, valid, size)]
+    updates = math.ceil(problem.train.rows / size)
+    a_pass = sum(sizes[i % len(sizes)] for i in range(updates))
+    assert booked["darts"] - booked["snas"] == 2 * a_pass
 
 
 def test_an_account_adds_up_and_says_when_a_limit_is_reached(tmp_path: Path):

@@ -103,7 +103,11 @@ def trained_alone(problem: Problem, epochs: int) -> Evaluate:
 
 
 def search_alone(make: Callable[[Choices, int, StrategySettings], Sampler]):
-    """A strategy out of a sampler."""
+    """A strategy out of a sampler.
+
+    Its finalists are the best of all that it has trained (evolution's, too, as in Real et al. 2019; Appendix C.4 takes
+    them out of its last population).
+    """
 
     def strategy(problem: Problem, budget: Budget, settings: StrategySettings) -> Found:
         done = Found.load(problem.folder)

@@ -14,8 +14,8 @@ from ameir_merlin.space.mutate import mutate
 
 @dataclass(frozen=True)
 class EvolutionSettings:
-    """population: members, the first of them uniform draws (Appendix C.4: 10). patience: it ends when the population
-    has not changed for more cycles than that (5).
+    """population: members, the first of them the hand-made reference and uniform draws (Appendix C.4: 10 draws).
+    patience: it ends when the population has not changed for more cycles than that (5).
 
     tournament: a parent is the best of so many random members. Appendix C.4 speaks of one random child as the parent,
     which is a tournament of 1 and selects nothing; Real et al. take a quarter of the population.

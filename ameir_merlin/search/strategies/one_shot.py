@@ -78,13 +78,17 @@ def train_whole(
     validate: Callable[[], float] | None = None,
     beside: Companion | None = None,
     after: Callable[[], None] = lambda: None,
+    more_examples: Callable[[], int] = lambda: 0,
 ) -> list[dict[str, float]]:
-    """Train `supernet` and return its history; validate: called after each pass, else the score of random paths."""
+    """Train `supernet` and return its history; validate: called after each pass, else the score of random paths.
+
+    more_examples: rows beyond those for training that the pass before has learned from.
+    """
     probe = validate or mean_score(problem, supernet, score_blocks, derive_seed(problem.seed, "probes"))
 
     def after_pass() -> float:
         value = probe()
-        ledger.book(examples=problem.train.rows)
+        ledger.book(examples=problem.train.rows + more_examples())
         return value
 
     training = train_one_shot(

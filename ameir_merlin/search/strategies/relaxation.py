@@ -198,11 +198,12 @@ class MixtureUpdate:
 class ValidationTurn:
     """DARTS's steps: batch after batch of the validation rows, shuffled anew in each round.
 
-    One for each pass, so that none depends on where the one before it ended.
+    One for each pass, so that none depends on where the one before it ended. rows: how many it has learned from.
     """
 
     def __init__(self, problem: Problem, supernet: Supernet, relaxation: Relaxation) -> None:
         self.problem, self.supernet, self.relaxation = problem, supernet, relaxation
+        self.rows = 0
         self.objective = OBJECTIVES[problem.objective]()
         self.left: Iterator[Batch] = iter(())
 
@@ -215,6 +216,7 @@ class ValidationTurn:
         batch = as_training_rows(batch, self.problem).to(self.problem.device)
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         self.relaxation.step(lambda m: self.objective(Relaxed(self.supernet, m), batch, generator))
+        self.rows += batch.size
 
 
 def as_training_rows(batch: Batch, problem: Problem) -> Batch:
@@ -243,9 +245,11 @@ def _search(kind: type[Relaxation]):
         relaxation.to(problem.device)
         batches = problem.validation()
 
+        turns: list[ValidationTurn] = []  # the one of the present pass
+
         def update(net: Supernet, rng: random.Random) -> MixtureUpdate:
-            turn = ValidationTurn(problem, net, relaxation) if isinstance(relaxation, Darts) else None
-            return MixtureUpdate(net, rng, relaxation, turn)
+            turns[:] = [ValidationTurn(problem, net, relaxation)] if isinstance(relaxation, Darts) else []
+            return MixtureUpdate(net, rng, relaxation, turns[0] if turns else None)
 
         def validate() -> float:
             with Silent().task("") as task:
@@ -263,6 +267,7 @@ def _search(kind: type[Relaxation]):
             validate=validate,
             beside=relaxation,
             after=relaxation.after if isinstance(relaxation, Snas) else lambda: None,
+            more_examples=lambda: sum(turn.rows for turn in turns),
         )
         assert relaxation.kept is not None
         return choose(problem, supernet, history, [relaxation.kept[1]], ledger)

@@ -20,7 +20,8 @@ class Sampler(ABC):
 
     `ask` changes nothing that is learned; `tell` does. Ask number n draws from a generator seeded with (seed, n), so
     that the counters are the whole random state, and a sampler that `load`s another's `dump` asks for the same
-    architectures from there. Ask 0 is the hand-made reference of the space (`space.whole.reference`).
+    architectures from there. Ask 0 is the hand-made reference of the space (`space.whole.reference`),
+    for every method, as AMEIR's own steps score it, too; Appendix C.4 has draws alone.
     """
 
     name: ClassVar[str]
