@@ -331,12 +331,13 @@ def test_search_methods_are_compared_on_next_items_too(prepared, tmp_path: Path)
 
 def test_a_new_model_is_in_the_tables_of_its_task(monkeypatch):
     """One line in `MODELS`, and nothing here."""
-    listed = {name for names in PLACED.values() for name in names}
-    assert listed == set(MODELS)
+    assert {name for names in PLACED.values() for name in names} <= set(MODELS)
+    assert set(MODELS) <= {name for table, *_ in TABLES.values() for name in table.rows}
+    newer = [name for name in models("table1", "click") if name not in PLACED["table1"]]
     monkeypatch.setitem(MODELS, "newest", "ameir_merlin.models.baselines.dnn:DNN")
-    assert list(models("table1", "click")) == [*PLACED["table1"], "newest"]
-    assert list(models("table3", "click")) == [*PLACED["table3"], "newest"]
-    assert list(models("table2", "retrieval")) == list(PLACED["table2"])
+    assert list(models("table1", "click")) == [*PLACED["table1"], *newer, "newest"]
+    assert list(models("table3", "click")) == [*PLACED["table3"], *newer, "newest"]
+    assert "newest" not in models("table2", "retrieval")
 
 
 def test_a_rival_has_its_own_training_and_the_budget_is_of_that_too(prepared, tmp_path: Path):
