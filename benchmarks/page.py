@@ -80,14 +80,22 @@ def significance(rows: Sequence[Figures], ours: str, metric: str) -> Figures | N
 def markdown(
     table: Table, rows: Sequence[Figures], test: Figures | None, dataset: str, budget: float, drawn: int | None = None
 ) -> str:
-    """The table as Markdown: mean ± deviation, the paper's figure beside it where the data set is the paper's."""
+    """The table as Markdown: mean ± deviation, the paper's figure beside it where the data set is the paper's.
+
+    Further columns have the paper's beside them where it has any.
+    """
     paper = table.paper.get(dataset, {})
     columns = [c for c in table.columns if any(c in r for r in rows)]
+    of_paper = {c for figures in paper.values() for c in figures}
     head = ["model"]
     for metric in table.metrics:
         head += [metric, f"{metric}, paper"] if paper else [metric]
-    lines = [f"# {table.title}", "", "| " + " | ".join(head + columns) + " |"]
-    lines.append("| --- |" + " ---: |" * (len(head) - 1 + len(columns)))
+    for column in columns:
+        head.append(column)
+        if column in of_paper:
+            head.append(f"{column}, paper" + (f" ({table.units[column]})" if column in table.units else ""))
+    lines = [f"# {table.title}", "", "| " + " | ".join(head) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(head) - 1))
     for row in rows:
         cells = [row["row"]]
         for metric in table.metrics:
@@ -95,7 +103,11 @@ def markdown(
             if paper:
                 figure = paper.get(row["row"], {}).get(metric)
                 cells.append("" if figure is None else f"{figure:.4f}")
-        cells += [f"{row[c]:,.0f}" if c in row else "" for c in columns]
+        for column in columns:
+            cells.append(f"{row[column]:,.0f}" if column in row else "")
+            if column in of_paper:
+                figure = paper.get(row["row"], {}).get(column)
+                cells.append("" if figure is None else f"{figure:,g}")
         lines.append("| " + " | ".join(cells) + " |")
     trained_on = "" if drawn is None else f"; at most {drawn:,} training rows"
     lines += [

@@ -211,9 +211,9 @@ def ameir(variant: str) -> Row:
 class Table:
     """One table: its title, its rows in the paper's order, and what is in the paper.
 
-    metrics: shown where the data have them, the first one ranks. ours: the row that the test is about. paper: data set,
-    row, metric -> figure.
-    columns: further figures of a row to show. history_fields: see `Bench.open`.
+    metrics: shown where the data have them, the first one ranks. ours: the row that the test is about. columns: further
+    figures of a row to show. paper: data set, row, metric or column -> figure. units: column -> the unit of the paper's
+    figures, where ours have another. history_fields: see `Bench.open`.
     """
 
     name: str
@@ -223,6 +223,7 @@ class Table:
     ours: str
     paper: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     columns: tuple[str, ...] = ("parameters", "seconds")
+    units: Mapping[str, str] = field(default_factory=dict)
     history_fields: int | None = None
 
 

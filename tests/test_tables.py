@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from benchmarks.page import figures_of, markdown, significance, summary
 from benchmarks.tables import PLACED, WORKFLOWS, Bench, Table, make, models, parser, run
 
 # ------------------------------------------------------------------ statistics
+
+METRICS = ("auc", "logloss")
 
 
 def found(*pairs: tuple[float, float]) -> list[dict]:
@@ -87,6 +90,24 @@ def test_the_papers_figures_stand_beside_ours_only_on_its_data():
     other = markdown(TABLE, rows, None, "movielens", 1.0)
     assert "| dnn | 0.7100 ± 0.0100 | 0.5500 ± 0.0500 | 7 | 1,234 |" in other
     assert "no figures for this data set" in other
+
+
+def test_the_papers_figures_of_columns_stand_beside_ours_and_name_another_unit():
+    """Table 1's requests a second, and Table 4's cost: GPU days there, seconds here."""
+    qps = summary("din", found((0.73, 0.4)), METRICS) | {"qps": 1234.0}
+    text = markdown(table1.TABLE, [qps, ROWS[3]], None, "alimama", 1.0)
+    head, _, din, ours = [line for line in text.splitlines() if line.startswith("| ")]
+    assert head.endswith("| parameters | seconds | qps | qps, paper |")
+    assert din.endswith("| 7 | 2 | 1,234 | 53,000 |")
+    assert ours.endswith("| 7 | 2 |  | 46,000 |")
+    assert "paper" not in markdown(table1.TABLE, [qps], None, "movielens", 1.0).splitlines()[2]
+    table = dataclasses.replace(table4.TABLE, metrics=METRICS)
+    cost = summary("enas", found((0.73, 0.4)), METRICS) | {"search_seconds": 5000.0}
+    head, _, enas = markdown(table, [cost], None, "alimama", 1.0).splitlines()[2:5]
+    assert "| search_seconds | search_seconds, paper (GPU days) |" in head
+    assert "| 5,000 | 0.15 |" in enas
+    for table in (table1.TABLE, table4.TABLE):
+        assert set(table.paper["alimama"]) <= set(table.rows)
 
 
 # ------------------------------------------------------------------ rows
