@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import random
 
 import pytest
@@ -13,10 +15,11 @@ from ameir_merlin.models import build
 from ameir_merlin.models.baselines.autoctr import CTRBlock
 from ameir_merlin.nn.crosses import Crosses, cross_ids
 from ameir_merlin.progress import Silent
-from ameir_merlin.search.automl import AUTOML
+from ameir_merlin.search.automl import AUTOML, autocross, autoctr, autofis
 from ameir_merlin.search.automl.autocross import expand, gather, successive
 from ameir_merlin.search.automl.autoctr import Ranker, drawn, mutated
 from ameir_merlin.search.automl.autofis import GRDA, search_autofis
+from ameir_merlin.search.automl.found import forget
 from ameir_merlin.train.settings import TrainSettings
 
 
@@ -61,6 +64,67 @@ def test_successive_halving_finds_the_cross_that_decides():
 
 TRAIN = TrainSettings(epochs=16, batch_size=256, learning_rate=5e-3)
 OPTIONS = {"dim": 4, "hidden": (8,), "dropout": 0.0}
+
+
+class Killed(Exception):
+    pass
+
+
+class Killing(Silent):
+    """Kills a search after so many steps of the task `name`; 0: as it begins."""
+
+    def __init__(self, name: str, after: int) -> None:
+        self.name, self.left = name, after
+
+    @contextlib.contextmanager
+    def task(self, name, total=None):
+        """See `Progress.task`."""
+        self.named = name.startswith(self.name)
+        self.advance(0)
+        yield self
+
+    def advance(self, steps=1, **figures):
+        """See `Task.advance`."""
+        if self.named:
+            self.left -= steps
+            if self.left <= 0:
+                raise Killed
+
+
+@pytest.mark.parametrize(
+    ("module", "work", "name", "after", "done"),
+    [
+        (autocross, "successive", "autocross: crosses", 1, 1),
+        (autofis, "evaluate", "autofis: search, strength 2", 0, 1),
+        (autoctr, "fit", "autoctr: graphs", 3, 3),
+    ],
+)
+def test_a_killed_search_passes_over_its_finished_steps(module, work, name, after, done, tmp_path, monkeypatch):
+    search = AUTOML[module.__name__.rpartition(".")[2]]
+    given = (FIELDS, xor_rows(1500, 1), xor_rows(500, 2), dataclasses.replace(TRAIN, epochs=2))
+    calls, function = [], getattr(module, work)
+    monkeypatch.setattr(module, work, lambda *a, **k: calls.append(1) or function(*a, **k))
+    more = {"options": OPTIONS, "budget": 0.1, "seed": 1}
+    whole = search(*given, **more, progress=Silent())
+    total = len(calls)
+    calls.clear()
+    resume = tmp_path / "training.pt"
+    with pytest.raises(Killed):
+        search(*given, **more, progress=Killing(name, after), resume=resume)
+    assert len(calls) == done
+    found = search(*given, **more, progress=Silent(), resume=resume)
+    assert len(calls) == total
+    assert found.what == whole.what
+    assert found.result.best == whole.result.best
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["training.pt", "training.steps.json"]
+    forget(resume)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_crosses_of_the_search_are_hashed_as_the_model_s_are():
+    given = (FIELDS, xor_rows(1500, 1), xor_rows(500, 2), dataclasses.replace(TRAIN, epochs=1))
+    found = AUTOML["autocross"](*given, options={**OPTIONS, "buckets": 512}, budget=0.1, progress=Silent())
+    assert found.model.config.buckets == 512
 
 
 @pytest.mark.parametrize("name", AUTOML)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ameir_merlin.models import build
 from ameir_merlin.nn.crosses import cross_ids
 from ameir_merlin.progress import Progress
 from ameir_merlin.schema import FeatureSchema
-from ameir_merlin.search.automl.found import Found
+from ameir_merlin.search.automl.found import Found, Steps
 from ameir_merlin.seeds import derive
 from ameir_merlin.train.loop import fit, seeded
 from ameir_merlin.train.metrics import auc
@@ -36,6 +37,7 @@ def search_autocross(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress,
+    resume: Path | None = None,
     crosses: int = 10,
     order: int = 4,
     buckets: int = 65_536,
@@ -45,32 +47,39 @@ def search_autocross(
 
     Beam search on the tree of feature sets, with a beam of one as the authors have it: each step tries every product of
     two features that there are by then, keeps the best, and stops when none helps on the validation rows.
+    buckets: of the search, and of the model; `options` may have others.
     """
-    began = time.perf_counter()
+    steps = Steps(resume)
+    buckets = options.get("buckets", buckets)
     names = [f.name for f in schema.sparse if f.kind == "categorical"]
-    columns, labels = gather(train, names, derive(seed, "autocross"))
-    held, truth = gather(valid, names, None)
     found: list[Cross] = []
-    base = additive(columns, labels, [(n,) for n in names], buckets)
-    logits, held_logits = base(columns), base(held)
-    best = float(auc(held_logits, truth))
+    base: Additive | None = None  # of what is found
+
+    @functools.cache
+    def rows():
+        return *gather(train, names, derive(seed, "autocross")), *gather(valid, names, None)
+
+    def grow() -> tuple[Cross, float] | None:
+        """The next cross and the validation AUC with it; None where none helps."""
+        nonlocal base
+        features = [*((n,) for n in names), *found]
+        candidates = expand(features, order)
+        if not candidates:
+            return None
+        columns, labels, held, truth = rows()
+        base = base or additive(columns, labels, features, buckets)
+        logits, held_logits = base(columns), base(held)
+        winner = successive(candidates, columns, labels, logits, held, truth, held_logits, buckets, block)
+        base = additive(columns, labels, [*features, winner], buckets)
+        score = float(auc(base(held), truth))
+        return (winner, score) if score > float(auc(held_logits, truth)) else None
+
     limit = max(1, round(crosses * budget))
     with progress.task("autocross: crosses", limit) as task:
-        while len(found) < limit:
-            features = [(n,) for n in names] + found
-            candidates = expand(features, order)
-            if not candidates:
-                break
-            winner = successive(candidates, columns, labels, logits, held, truth, held_logits, buckets, block)
-            grown = additive(columns, labels, [*[(n,) for n in names], *found, winner], buckets)
-            score = float(auc(grown(held), truth))
-            if score <= best:
-                break
-            best = score
-            found.append(winner)
-            logits, held_logits = grown(columns), grown(held)
-            task.advance(valid_auc=score)
-    seconds = time.perf_counter() - began
+        while len(found) < limit and (step := steps(grow)):
+            found.append(tuple(step[0]))
+            task.advance(valid_auc=step[1])
+    seconds = steps.seconds
     with seeded(derive(seed, "autocross", "model"), device):
         model = build("autocross", schema, {**options, "crosses": tuple(found), "buckets": buckets})
     result = fit(
@@ -82,6 +91,7 @@ def search_autocross(
         device=device,
         progress=progress,
         name="autocross",
+        resume=resume,
     )
     return Found(model, result, [list(c) for c in found], seconds)
 

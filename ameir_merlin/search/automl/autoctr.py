@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import random
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ameir_merlin.models import build
 from ameir_merlin.models.baselines.autoctr import OPERATIONS, CTRBlock
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.schema import FeatureSchema
-from ameir_merlin.search.automl.found import Found
+from ameir_merlin.search.automl.found import Found, Steps
 from ameir_merlin.seeds import derive
 from ameir_merlin.train.evaluate import main_metric
 from ameir_merlin.train.loop import fit, seeded
@@ -38,6 +39,7 @@ def search_autoctr(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress,
+    resume: Path | None = None,
     evaluations: int = 50,
     population: int = 10,
     children: int = 20,
@@ -50,13 +52,20 @@ def search_autoctr(
     the oldest member of the population dies. Appendix C.3's acceleration by sub-sampled rows is `share`; vocabularies
     are not reduced here. The best graph is trained on all rows.
     """
-    began = time.perf_counter()
+    steps = Steps(resume)
     rng = random.Random(derive(seed, "autoctr"))
     part = Share(train, share)
     short = replace(training, epochs=1, patience=1)
     alive: deque[tuple[Graph, float]] = deque()
     seen: dict[Graph, float] = {}
     total = max(2, round(evaluations * budget))
+
+    def trained(graph: Graph, number: int) -> tuple[list[dict[str, Any]], float]:
+        with seeded(derive(seed, "autoctr", "graph", number), device):
+            model = build("autoctr", schema, {**options, "blocks": graph})
+        result = fit(model, part, valid, short, seed=derive(seed, number), device=device, progress=Silent())
+        return [asdict(b) for b in graph], result.history[-1][main_metric(schema, short)]
+
     with progress.task("autoctr: graphs trained", total) as task:
         for number in range(total):
             if number < min(population, total // 2 or 1):
@@ -67,20 +76,27 @@ def search_autoctr(
                 scores = Ranker(seen, blocks, derive(seed, "ranker", number))(fresh)
                 graph = fresh[int(scores.argmax())] if fresh else drawn(rng, blocks)
             if graph not in seen:
-                with seeded(derive(seed, "autoctr", "graph", number), device):
-                    model = build("autoctr", schema, {**options, "blocks": graph})
-                result = fit(model, part, valid, short, seed=derive(seed, number), device=device, progress=Silent())
-                seen[graph] = result.history[-1][main_metric(schema, short)]
+                made, score = steps(functools.partial(trained, graph, number))
+                graph = tuple(CTRBlock(b["operation"], tuple(b["inputs"]), b["width"]) for b in made)
+                seen[graph] = score
             alive.append((graph, seen[graph]))
             if len(alive) > population:
                 alive.popleft()
             task.advance(best=max(seen.values()))
     best = max(seen, key=seen.__getitem__)
-    seconds = time.perf_counter() - began
+    seconds = steps.seconds
     with seeded(derive(seed, "autoctr", "model"), device):
         final = build("autoctr", schema, {**options, "blocks": best})
     result = fit(
-        final, train, valid, training, seed=derive(seed, "autoctr"), device=device, progress=progress, name="autoctr"
+        final,
+        train,
+        valid,
+        training,
+        seed=derive(seed, "autoctr"),
+        device=device,
+        progress=progress,
+        name="autoctr",
+        resume=resume,
     )
     return Found(final, result, [asdict(b) for b in best], seconds)
 

@@ -6,9 +6,10 @@ values count as much as large ones (MovieLens: 0.751 of test AUC for 0.807, 29 p
 
 from __future__ import annotations
 
+import functools
 import math
-import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ameir_merlin.batch import BatchSource
 from ameir_merlin.models import build
 from ameir_merlin.progress import Progress
 from ameir_merlin.schema import FeatureSchema
-from ameir_merlin.search.automl.found import Found
+from ameir_merlin.search.automl.found import Found, Steps
 from ameir_merlin.seeds import derive
 from ameir_merlin.train.evaluate import evaluate
 from ameir_merlin.train.loop import fit, seeded
@@ -68,6 +69,7 @@ def search_autofis(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress,
+    resume: Path | None = None,
     strengths: Sequence[float] = (8.0, 2.0, 0.5),
     learning_rate: float = 1.0,
     mu: float = 0.8,
@@ -108,14 +110,23 @@ def search_autofis(
         auc = evaluate(model, valid, batch_size=training.eval_batch, device=device)["auc"]
         return auc, left or (model.interactions[int(grda.sum.abs().argmax())],)
 
-    began = time.perf_counter()
+    kept = Steps(resume)
     pairs: tuple[tuple[str, ...], ...] = ()
     if len(schema.sparse) > 1:
-        _, pairs = max(map(search, strengths), key=lambda found: found[0])
-    seconds = time.perf_counter() - began
+        searched = [kept(functools.partial(search, strength)) for strength in strengths]
+        pairs = tuple(map(tuple, max(searched, key=lambda found: found[0])[1]))
+    seconds = kept.seconds
     with seeded(derive(seed, "autofis", "model"), device):
         final = build("autofis", schema, {**options, "interactions": pairs, "normalized": False})
     result = fit(
-        final, train, valid, training, seed=derive(seed, "autofis"), device=device, progress=progress, name="autofis"
+        final,
+        train,
+        valid,
+        training,
+        seed=derive(seed, "autofis"),
+        device=device,
+        progress=progress,
+        name="autofis",
+        resume=resume,
     )
     return Found(final, result, [list(p) for p in pairs], seconds)
