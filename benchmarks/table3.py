@@ -2,13 +2,16 @@
 
     python -m benchmarks.table3 runs/movielens/data --repeats 4
 
-AutoCross, AutoFIS and AutoCTR do their own search. Beyond the paper: DCNv2, AutoInt, FinalMLP, MaskNet, GDCN. Rows are
-kept in --out as they are finished. The last line of standard output is JSON.
+AutoCross, AutoFIS and AutoCTR do their own search, and `[baselines.options.NAME]` of the configuration is of the models
+that they train. Beyond the paper: DCNv2, AutoInt, FinalMLP, MaskNet, GDCN. Rows are kept in --out as they are finished.
+The last line of standard output is JSON.
 """
 
 from __future__ import annotations
 
+from ameir_merlin.models.build_baseline import baseline_options
 from ameir_merlin.search.automl import AUTOML
+from ameir_merlin.search.automl.found import forget
 from ameir_merlin.search.interaction import chosen_interactions, search_interactions
 from ameir_merlin.space import Architecture, MLPLayer
 from benchmarks.tables import Bench, Figures, Row, Table, ameir, baseline, main, models
@@ -18,23 +21,23 @@ def automl(name: str) -> Row:
     """Row of an AutoML rival: its own search, and the training of what it found."""
 
     def row(bench: Bench, seed: int) -> Figures:
-        config = bench.config
+        config, resume = bench.config, bench.checkpoint(name, seed)
+        options = config.baselines.options.get(name, {})
         found = AUTOML[name](
             bench.schema,
             bench.splits["train"],
             bench.splits["valid"],
             bench.training(name),
-            options={
-                "dim": config.model.embedding_dim,
-                "hidden": config.search.hidden,
-                "dropout": config.model.mlp_dropout,
-            },
+            options=baseline_options(name, bench.schema, config.model, config.search.hidden, options),
             budget=bench.budget,
             seed=seed,
             device=bench.device,
             progress=bench.progress,
+            resume=resume,
         )
-        return {**bench.measure(found.model, found.result), "search_seconds": found.search_seconds, "found": found.what}
+        figures = bench.measure(found.model, found.result)
+        forget(resume)
+        return figures | {"search_seconds": found.search_seconds, "found": found.what}
 
     return row
 
@@ -44,7 +47,7 @@ def ameir_i(bench: Bench, seed: int) -> Figures:
     problem = bench.problem(seed, "ameir", "B")
     record, _ = search_interactions(problem)
     interactions = chosen_interactions(record)
-    figures = baseline("autofis", interactions=interactions, gates=False)(bench, seed)
+    figures = baseline("autofis", row="ameir-i", interactions=interactions, gates=False)(bench, seed)
     mlp = tuple(MLPLayer(width) for width in bench.config.search.hidden)
     figures |= {"search_seconds": record.seconds}
     return figures | {"architecture": Architecture((), interactions, mlp).to_json()}

@@ -45,7 +45,8 @@ def backbone(name: str, shortcut: str, interactions: bool, searched: bool) -> Ro
 
 def fm_only(bench: Bench, seed: int) -> Figures:
     """The found interactions in the FM part alone: AMEIR-I."""
-    return baseline("autofis", interactions=found(bench, seed).interactions, gates=False)(bench, seed)
+    interactions = found(bench, seed).interactions
+    return baseline("autofis", row="fm", interactions=interactions, gates=False)(bench, seed)
 
 
 CRITEO = {

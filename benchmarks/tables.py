@@ -2,7 +2,8 @@
 
 A row is a name and a function from a `Bench` and a seed to figures. What it finds is written to OUT/rows/NAME-SEED.json
 as soon as it is known, so that a command that was killed goes on with the first row that is missing, and that row with
-the last pass of its training.
+the last pass of its training. An AutoML rival's search goes on with its first unfinished step: the next cross of
+AutoCross, one of AutoFIS's three strengths (whose passes start anew), the next graph of AutoCTR.
 """
 
 from __future__ import annotations
@@ -155,9 +156,10 @@ def with_history_fields(schema: FeatureSchema, count: int | None) -> FeatureSche
 Row = Callable[[Bench, int], Figures]
 
 
-def trained(bench: Bench, model: nn.Module, name: str, seed: int) -> Figures:
-    """Train `model`, which is row `name`, by the configuration's `[train]`, and measure it."""
-    resume = bench.checkpoint(name, seed)
+def trained(bench: Bench, model: nn.Module, name: str, seed: int, row: str = "") -> Figures:
+    """Train `model` by the configuration's `[train]`, and measure it; `row` is its row's name if `name` is not."""
+    row = row or name
+    resume = bench.checkpoint(row, seed)
     result = fit(
         model,
         bench.splits["train"],
@@ -166,7 +168,7 @@ def trained(bench: Bench, model: nn.Module, name: str, seed: int) -> Figures:
         seed=derive(seed, "training", name),
         device=bench.device,
         progress=bench.progress,
-        name=f"{name}, seed {seed}",
+        name=f"{row}, seed {seed}",
         resume=resume,
     )
     figures = bench.measure(model, result)
@@ -174,17 +176,17 @@ def trained(bench: Bench, model: nn.Module, name: str, seed: int) -> Figures:
     return figures
 
 
-def baseline(name: str, **more: Any) -> Row:
-    """Row of model `name`, with the configuration's sizes (`build_baseline`)."""
+def baseline(name: str, row: str = "", **more: Any) -> Row:
+    """Row of model `name`, with the configuration's sizes (`build_baseline`); its name is `row` if it is another."""
 
-    def row(bench: Bench, seed: int) -> Figures:
+    def function(bench: Bench, seed: int) -> Figures:
         config = bench.config
         options = {**config.baselines.options.get(name, {}), **more}
         with seeded(derive(seed, "model", name), bench.device):
             model = build_baseline(name, bench.schema, config.model, config.search.hidden, options)
-        return trained(bench, model, name, seed)
+        return trained(bench, model, name, seed, row)
 
-    return row
+    return function
 
 
 def ameir(variant: str) -> Row:

@@ -20,6 +20,7 @@ from ameir_merlin.config import load_config
 from ameir_merlin.errors import UserError
 from ameir_merlin.models import MODELS
 from ameir_merlin.progress import Silent
+from ameir_merlin.search.automl import AUTOML
 from ameir_merlin.space import Architecture
 from benchmarks import searched, table1, table2, table3, table4, table5
 from benchmarks.page import figures_of, markdown, significance, summary
@@ -372,6 +373,65 @@ def test_a_rival_has_its_own_training_and_the_budget_is_of_that_too(prepared, tm
     assert [of_items.training(name).objective for name in ("", "gru4rec", "bpr")] == ["softmax", "", ""]  # "": its own
     settings = bench.problem(1, "x", "C").settings
     assert (settings.epochs_warmup, settings.epochs_further) == (1, 0)
+
+
+@pytest.mark.parametrize("name", AUTOML)
+def test_an_automl_row_has_its_options_and_goes_on_with_its_training(name, prepared, tmp_path: Path, monkeypatch):
+    """Killed in the second pass: its search is not made again, and it ends as one that was not killed."""
+    own = [f"baselines.options.{name}.dim=3", f"baselines.options.{name}.hidden=[5]", "train.epochs=30"]
+    config = load_config(WORKFLOWS / "movielens.toml", [*CLICKS, *own, "train.patience=9"])
+    models, began = [], []
+    search = AUTOML[name]
+
+    def remembered(*given, **options):
+        found = search(*given, **options)
+        models.append(found.model)
+        return found
+
+    class Watching(Silent):
+        stop = ""
+
+        def task(self, task, total=None):
+            began.append(task)
+            if task == self.stop:
+                raise Killed
+            return super().task(task, total)
+
+    monkeypatch.setitem(AUTOML, name, remembered)
+
+    def bench(folder: str) -> Bench:
+        more = {"history_fields": 0, "budget": 0.1, "device": "cpu", "progress": Watching()}
+        return Bench.open(prepared["clicks"], config, tmp_path / folder, **more)
+
+    killed = bench("killed")
+    killed.progress.stop = f"{name}, epoch 2"
+    row = table3.TABLE.rows[name]
+    with pytest.raises(Killed):
+        row(killed, 1)
+    killed.progress.stop = ""
+    began.clear()
+    resumed = row(killed, 1)
+    assert [task for task in began if "epoch" in task] == [f"{name}, epoch 2", f"{name}, epoch 3"]
+    assert not list((tmp_path / "killed" / "checkpoints").iterdir())
+    expected = row(bench("whole"), 1)
+    for figure in ("test", "valid", "found", "parameters", "epochs"):
+        assert resumed[figure] == expected[figure]
+    assert (models[0].config.dim, models[0].config.hidden) == (3, (5,))
+
+
+def test_rows_of_the_same_model_have_files_of_their_own(prepared, tmp_path: Path, monkeypatch):
+    """AMEIR-I is AutoFIS's net with other interactions: what is left of one's training is nothing for the other."""
+    from benchmarks import tables
+
+    kept = []
+    monkeypatch.setattr(tables, "fit", lambda *_, resume, **__: kept.append(resume.name) or 1 / 0)
+    bench = Bench.open(
+        prepared["clicks"], load_config(WORKFLOWS / "movielens.toml", CLICKS), tmp_path, history_fields=0, budget=0.05
+    )
+    for row in (table3.TABLE.rows["ameir-i"], table5.TABLE.rows["fm"], table3.TABLE.rows["dnn"]):
+        with pytest.raises(ZeroDivisionError):
+            row(bench, 1)
+    assert kept == ["ameir-i-1.pt", "fm-1.pt", "dnn-1.pt"]
 
 
 def test_variants_that_share_steps_each_have_all_their_own_seconds(prepared, tmp_path: Path):
