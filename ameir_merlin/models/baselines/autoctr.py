@@ -41,12 +41,15 @@ class AutoCTRConfig:
 
 
 class AutoCTR(nn.Module):
-    """Blocks on [e^b; summed behaviours; dense]; blocks that no other reads are concatenated, and w^T of them is z.
+    """z = b + w^T MLP([blocks that no other reads]), block n a function of earlier ones and of [e^b; sum_t h_t; dense].
 
     Source: Song et al. 2020, Section 4. mlp: ReLU(W x) of what it reads, flat. dp: the inner products of all pairs of
     vectors that it reads, through a linear layer. fm: 1/2 [(sum v)^2 - sum v^2], K numbers. For dp and fm, a flat input
-    becomes a vector of K by a linear layer. The graph is found by `search.automl.autoctr`. Raises `ValueError` for a
-    block that reads itself or a later one.
+    becomes a vector of K by a linear layer. The graph is found by `search.automl.autoctr`. What differs from the
+    authors' (by their code): a block reads the whole row, not single fields or dense values of it; the row's dense
+    values reach a dp or fm through an mlp alone; an fm has no first-order term, and K numbers instead of their sum; a
+    dp ends with a linear layer; the MLP, where `hidden` asks for one. Raises `ValueError` for a block that reads itself
+    or a later one.
     """
 
     configuration = AutoCTRConfig

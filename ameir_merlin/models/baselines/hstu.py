@@ -68,8 +68,8 @@ class HSTU(nn.Module):
     """q_t = norm(HSTU layers(sqrt(K) e_i)_t), the items scored by their own embeddings.
 
     Source: Zhai et al. 2024 ("Actions Speak Louder than Words"). What differs from the authors': no timestamps in the
-    bias, since behaviours carry none; the softmax over all items instead of sampled items; the answer is normalised as
-    SASRec's is, instead of to length one.
+    bias, since rows of next items have none (`Behaviour.times` is for clicks); the softmax over all items instead of
+    sampled items; the answer is normalised as SASRec's is, instead of to length one.
     """
 
     configuration = HSTUConfig
