@@ -18,8 +18,9 @@ from ameir_merlin.schema import FeatureSchema
 class XDeepFMConfig:
     """dim: embedding size K. hidden: the MLP's widths (Appendix C.1). dropout: on hidden layers (Appendix D.1).
 
-    cin: maps of each CIN layer. Appendix C.3 has "256 / 128 layers for Criteo / Avazu", which is taken as two layers.
-    split: half of a layer's maps go on and half out, as in Lian et al.'s code.
+    cin: maps of each CIN layer. Appendix C.3's "256 / 128 layers for Criteo / Avazu" is read as maps of a layer, one
+    number for each data set, as in their workflows; it does not say how many layers, and two are taken. The default is
+    DeepCTR's, for other data. split: half of a layer's maps go on and half out, as in Lian et al.'s code.
     """
 
     dim: int = 16
