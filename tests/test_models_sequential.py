@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -263,6 +264,60 @@ def test_bert4rec_asks_at_a_mask_after_the_last_item():
     # what stands at the masked place is not seen
     moved.history["history_item"][:, -1] = 3
     assert torch.equal(model.fill_in(moved, masked).query[:, -1], expected)
+
+
+def slow_linear(w, name, x):
+    return [sum(a * b for a, b in zip(row, x)) + c for row, c in zip(w[f"{name}.weight"], w[f"{name}.bias"])]
+
+
+def slow_norm(w, name, x):
+    mean = sum(x) / len(x)
+    deviation = (sum((a - mean) ** 2 for a in x) / len(x) + 1e-5) ** 0.5
+    return [(a - mean) / deviation * g + b for a, g, b in zip(x, w[f"{name}.weight"], w[f"{name}.bias"])]
+
+
+def slow_gelu(x):
+    return [a / 2 * (1 + math.erf(a / 2**0.5)) for a in x]
+
+
+def slow_bert4rec(w, config, inputs, real):
+    """The answer at each real place, by place; `inputs` are the items' vectors, the mask's where one is hidden."""
+    dim, size = config.dim, config.dim // config.heads
+    hidden = {t: [a * dim**0.5 + b for a, b in zip(inputs[t], w["positions"][t])] for t in real}
+    for block in (f"blocks.{number}" for number in range(config.layers)):
+        into = {t: slow_linear(w, f"{block}.into", slow_norm(w, f"{block}.norm_attention", hidden[t])) for t in real}
+        for t in real:
+            mixed = []
+            for head in range(0, dim, size):
+                query, key, value = (slice(part * dim + head, part * dim + head + size) for part in range(3))
+                scores = [sum(a * b for a, b in zip(into[t][query], into[s][key])) / size**0.5 for s in real]
+                total = sum(math.exp(score) for score in scores)
+                for unit in range(size):
+                    mixed.append(sum(math.exp(p) / total * into[s][value][unit] for s, p in zip(real, scores)))
+            hidden[t] = [a + b for a, b in zip(hidden[t], slow_linear(w, f"{block}.out", mixed))]
+            inner = slow_gelu(slow_linear(w, f"{block}.expand", slow_norm(w, f"{block}.norm_forward", hidden[t])))
+            hidden[t] = [a + b for a, b in zip(hidden[t], slow_linear(w, f"{block}.contract", inner))]
+    output = {t: slow_gelu(slow_linear(w, "output", slow_norm(w, "norm_blocks", hidden[t]))) for t in real}
+    return {t: torch.tensor(slow_norm(w, "norm", output[t])) for t in real}
+
+
+def test_bert4rec_against_loops():
+    model = random_parameters(build("bert4rec", ITEMS, {"dim": 4, "heads": 2, "inner": 5}), seed=4).eval()
+    w = {name: value.tolist() for name, value in model.state_dict().items()}
+    batch = random_batch(ITEMS)
+    masked = torch.rand(5, 12, generator=torch.Generator().manual_seed(5)) < 0.4
+    filled, query = model.fill_in(batch, masked), model(batch).query
+    assert_close(filled.items[1:], torch.tensor(w["items.embeddings.weight"][1:]))
+    for row in range(5):
+        items = [w["items.embeddings.weight"][i] for i in batch.history["history_item"][row].tolist()]
+        real = batch.mask[row].nonzero().flatten().tolist()
+        hidden = [w["mask_token"] if masked[row, t] else items[t] for t in range(12)]
+        for t, expected in slow_bert4rec(w, model.config, hidden, real).items():
+            assert_close(filled.query[row, t], expected, rtol=1e-4, atol=1e-5)
+        # asked for the next item, it has the mask after the last item, and the oldest of a full history falls out
+        shifted = [t - 1 for t in real if t] + [11]
+        expected = slow_bert4rec(w, model.config, [*items[1:], w["mask_token"]], shifted)[11]
+        assert_close(query[row], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_hstu_layer_against_loops():
