@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import random
+from collections import Counter
 
 import pytest
 import torch
-from core_cases import FIELDS, MemoryRows, disturb, rows_of
+from core_cases import CLICKS, FIELDS, SCHEMA, MemoryRows, disturb, doubled, rows_of
 from model_cases import random_batch
+from scipy.stats import chisquare
+from slow_clicks import first_order, inputs, linear, mlp, numbers, random_model
 
 from ameir_merlin.models import build
 from ameir_merlin.models.baselines.autoctr import CTRBlock
 from ameir_merlin.nn.crosses import Crosses, cross_ids
 from ameir_merlin.progress import Silent
 from ameir_merlin.search.automl import AUTOML, autocross, autoctr, autofis
-from ameir_merlin.search.automl.autocross import expand, gather, successive
+from ameir_merlin.search.automl.autocross import adagrad, additive, expand, gather, search_autocross, successive
 from ameir_merlin.search.automl.autoctr import Ranker, drawn, mutated
 from ameir_merlin.search.automl.autofis import GRDA, search_autofis
 from ameir_merlin.search.automl.found import forget
+from ameir_merlin.train.metrics import auc
 from ameir_merlin.train.settings import TrainSettings
 
 
@@ -38,6 +43,48 @@ def test_crosses_look_up_one_weight_for_each_combination():
         first = int(cross_ids([own["user"], own["item"]], 64))
         second = int(cross_ids([own["item"], own["hour"]], 64))
         assert value == first + 64 + second
+
+
+def by_combination(columns, values):
+    """The numbers of the combinations of ids, by combination, which must have one each."""
+    found = {}
+    for key, value in zip(zip(*(c.tolist() for c in columns)), values.tolist()):
+        assert found.setdefault(key, value) == value
+    return found
+
+
+@pytest.mark.parametrize("fields", range(1, 8))
+def test_combinations_have_equal_numbers_only_where_they_are_equal(fields):
+    """Of small ids as they are, the reserved ones among them, and more fields than there are multipliers."""
+    draw = torch.Generator().manual_seed(fields)
+    columns = [torch.randint(0, 6 if fields > 1 else 3000, (4000,), generator=draw) for _ in range(fields)]
+    found = by_combination(columns, cross_ids(columns, 1 << 60))
+    assert len(set(found.values())) == len(found) > 30
+    assert all(0 <= number < 1 << 60 for number in found.values())
+
+
+@pytest.mark.parametrize("buckets", [64, 1000, 65_536])
+def test_combinations_spread_over_the_buckets_as_random_numbers_would(buckets):
+    columns = torch.cartesian_prod(torch.arange(200), torch.arange(150)).unbind(1)
+    found = by_combination(columns, cross_ids(columns, buckets))
+    assert len(found) == 30_000
+    expected = buckets * (1 - (1 - 1 / buckets) ** 30_000)
+    assert len(set(found.values())) == pytest.approx(expected, rel=0.02)
+    if buckets < 65_536:
+        counts = torch.tensor(list(found.values())).bincount(minlength=buckets)
+        assert chisquare(counts.tolist()).pvalue > 1e-3
+
+
+def test_autocross_against_loops():
+    crosses = (("user", "item"), ("hour", "item", "brand"))
+    model = random_model("autocross", SCHEMA, crosses=crosses, buckets=50)
+    w, batch = numbers(model), random_batch(SCHEMA)
+    for row, logit in enumerate(model(doubled(batch)).logits.tolist()):
+        expected = first_order(w, "wide", SCHEMA, batch, row)
+        expected += linear(w, "head", mlp(w, inputs(w, SCHEMA, batch, row)[1]))[0]
+        for cross, weight in zip(crosses, w["crosses.weight"]):
+            expected += weight[cross_ids([batch.sparse[name][row] for name in cross], 50)]
+        assert logit == pytest.approx(expected, abs=1e-5)
 
 
 def test_candidate_crosses_are_products_of_what_is_there():
@@ -60,6 +107,108 @@ def test_successive_halving_finds_the_cross_that_decides():
     candidates = expand([(n,) for n in names], 2)
     zero = (torch.zeros(4000), held, truth, torch.zeros(500))
     assert successive(candidates, columns, labels, *zero, 4096, 256) == ("hour", "user")
+
+
+def slow_adagrad(weight, squares, keys, errors):
+    """One step on weights by combination, 0 before; a block's errors with the same weight are added up first."""
+    gradient = Counter()
+    for key, error in zip(keys, errors):
+        gradient[key] += error
+    for key, value in gradient.items():
+        squares[key] = squares.get(key, 1e-8) + value**2
+        weight[key] = weight.get(key, 0.0) - 0.1 * value / squares[key] ** 0.5
+
+
+def test_adagrad_against_loops():
+    draw = torch.Generator().manual_seed(1)
+    weight, squares = torch.zeros(2, 7), torch.full((2, 7), 1e-8)
+    slow = [({}, {}) for _ in range(2)]
+    for _ in range(4):
+        at = torch.randint(0, 7, (2, 5), generator=draw)
+        error = torch.randn(2, 5, generator=draw)
+        adagrad(weight, squares, at, error)
+        for feature in range(2):
+            slow_adagrad(*slow[feature], at[feature].tolist(), error[feature].tolist())
+            expected = [slow[feature][0].get(bucket, 0.0) for bucket in range(7)]
+            assert weight[feature].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def random_columns(names, rows, seed):
+    """Ids of a few fields, clicks that the first two fields decide in part, and logits of what was chosen before."""
+    draw = torch.Generator().manual_seed(seed)
+    columns = {name: torch.randint(3, 9, (rows,), generator=draw) for name in names}
+    known = torch.randn(rows, generator=draw)
+    logits = known + ((columns[names[0]] + columns[names[1]]) % 2) * 2 - 1.5
+    return columns, (torch.rand(rows, generator=draw) < torch.sigmoid(logits)).float(), known
+
+
+def combinations_of(feature, columns):
+    return list(zip(*(columns[name].tolist() for name in feature)))
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def test_regression_on_crosses_against_loops():
+    """Of more rows than a block of 1,024."""
+    features = [("a",), ("b",), ("c",), ("a", "b"), ("a", "b", "c")]
+    columns, labels, _ = random_columns("abc", 1500, 1)
+    share = labels.mean().item()
+    bias = math.log(share / (1 - share))
+    keys = [combinations_of(f, columns) for f in features]
+    slow = [({}, {}) for _ in features]
+    for _ in range(3):
+        for block in (range(1024), range(1024, 1500)):
+            logits = [bias + sum(weight.get(own[r], 0.0) for own, (weight, _) in zip(keys, slow)) for r in block]
+            errors = [sigmoid(logit) - labels[r].item() for logit, r in zip(logits, block)]
+            for own, state in zip(keys, slow):
+                slow_adagrad(*state, [own[r] for r in block], errors)
+    held, _, _ = random_columns("abc", 50, 2)
+    keys = [combinations_of(f, held) for f in features]
+    expected = [bias + sum(weight.get(own[r], 0.0) for own, (weight, _) in zip(keys, slow)) for r in range(50)]
+    got = additive(columns, labels, features, 1 << 18)(held)
+    assert got.tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def slow_auc(scores, labels):
+    pairs = [(a > b) + (a == b) / 2 for a, y in zip(scores, labels) if y for b, z in zip(scores, labels) if not z]
+    return sum(pairs) / len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows", "block", "spans"),
+    [
+        ("abcde", 630, 16, [(0, 42), (42, 126), (126, 294)]),  # ten, five, two; 15 parts, of which the last eight stay
+        ("abcde", 200, 64, [(0, 64), (64, 192), (192, 200)]),  # no part is less than a block
+        ("abcde", 64, 64, [(0, 64)] * 3),  # from the first row again where there are no more
+        ("ab", 100, 16, [(0, 100)]),
+    ],
+)
+def test_successive_halving_against_loops(monkeypatch, fields, rows, block, spans):
+    columns, labels, known = random_columns(fields, rows, 3)
+    held, truth, held_known = random_columns(fields, 60, 4)
+    alive = expand([(n,) for n in fields], 2)
+    rounds = []
+    monkeypatch.setattr(autocross, "auc", lambda *given: rounds.append(auc(*given)) or rounds[-1])
+    winner = successive(alive, columns, labels, known, held, truth, held_known, 1 << 16, block)
+    assert len(rounds) == len(spans)
+    state = {f: ({}, {}) for f in alive}
+    for (start, stop), found in zip(spans, rounds):
+        scores = {}
+        for feature in alive:
+            weight, squares = state[feature]
+            keys = combinations_of(feature, columns)
+            for first in range(start, stop, block):
+                own = range(first, min(stop, first + block))
+                errors = [sigmoid(known[r].item() + weight.get(keys[r], 0.0)) - labels[r].item() for r in own]
+                slow_adagrad(weight, squares, [keys[r] for r in own], errors)
+            keys = combinations_of(feature, held)
+            logits = [a + weight.get(key, 0.0) for a, key in zip(held_known.tolist(), keys)]
+            scores[feature] = slow_auc(logits, truth.tolist())
+        assert found.tolist() == pytest.approx(list(scores.values()), abs=1e-6)
+        alive = sorted(alive, key=lambda f: -scores[f])[: max(1, len(alive) // 2)]
+    assert [winner] == alive
 
 
 TRAIN = TrainSettings(epochs=16, batch_size=256, learning_rate=5e-3)
@@ -125,6 +274,22 @@ def test_the_crosses_of_the_search_are_hashed_as_the_model_s_are():
     given = (FIELDS, xor_rows(1500, 1), xor_rows(500, 2), dataclasses.replace(TRAIN, epochs=1))
     found = AUTOML["autocross"](*given, options={**OPTIONS, "buckets": 512}, budget=0.1, progress=Silent())
     assert found.model.config.buckets == 512
+
+
+def test_autocross_crosses_categorical_fields_alone():
+    """Where a multivalent field and a dense one are there, too."""
+    schema = CLICKS["fields_dense"]
+
+    def rows(count, seed):
+        batch = random_batch(schema, count, seed)
+        batch.label = ((batch.sparse["user"] + batch.sparse["item"]) % 2).float()
+        return MemoryRows(batch)
+
+    once = TrainSettings(epochs=1, batch_size=256)
+    given = (schema, rows(1000, 1), rows(200, 2), once)
+    found = search_autocross(*given, options=OPTIONS, seed=1, progress=Silent(), crosses=1, buckets=1 << 12)
+    assert found.what == [["item", "user"]]
+    assert found.model.crosses.crosses == (("item", "user"),)
 
 
 @pytest.mark.parametrize("name", AUTOML)
