@@ -14,16 +14,19 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.models import MODELS, build, model_class
 from ameir_merlin.train.objectives import OBJECTIVES
 
-CASES = [(name, key) for name in MODELS for key in SCHEMAS[model_class(name).task]]
-WITH_BEHAVIOURS = [(name, key) for name, key in CASES if SCHEMAS[model_class(name).task][key].behaviour]
-CAUSAL = [(name, key) for name, key in CASES if getattr(model_class(name), "causal", False)]
+# other than the defaults for a model that lacks a part with these
+OPTIONS = {"default": {}, "crosses": {"crosses": (("user", "item"), ("brand", "hour", "item"))}}
+CASES = [(name, key, "default") for name in MODELS for key in SCHEMAS[model_class(name).task]]
+CASES += [("autocross", key, "crosses") for key in ("full", "fields")]
+WITH_BEHAVIOURS = [case for case in CASES if SCHEMAS[model_class(case[0]).task][case[1]].behaviour]
+CAUSAL = [case for case in CASES if getattr(model_class(case[0]), "causal", False)]
 
 
-def make(name, key, **options):
+def make(name, key, options):
     """The model in evaluation mode, its parameters moved away from what special starting values might hide."""
     schema = SCHEMAS[model_class(name).task][key]
     torch.manual_seed(7)
-    model = build(name, schema, options).eval()
+    model = build(name, schema, OPTIONS[options]).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -40,9 +43,9 @@ def answer(model, batch):
     return output.logits if output.logits is not None else output.query @ output.items.T
 
 
-@pytest.mark.parametrize(("name", "key"), CASES)
-def test_output_has_the_contract_s_shape_and_is_deterministic_in_evaluation(name, key):
-    model, schema = make(name, key)
+@pytest.mark.parametrize(("name", "key", "options"), CASES)
+def test_output_has_the_contract_s_shape_and_is_deterministic_in_evaluation(name, key, options):
+    model, schema = make(name, key, options)
     batch = random_batch(schema)
     output = model(batch)
     if schema.label.task == "click":
@@ -55,13 +58,13 @@ def test_output_has_the_contract_s_shape_and_is_deterministic_in_evaluation(name
     assert torch.isfinite(answer(model, batch)).all()
     assert torch.equal(answer(model, batch), answer(model, batch))
     assert model.schema == schema
-    assert model.config == model_class(name).configuration()
+    assert model.config == model_class(name).configuration(**OPTIONS[options])
     assert model.default_objective in OBJECTIVES or not list(model.parameters())
 
 
-@pytest.mark.parametrize(("name", "key"), CASES)
-def test_rows_do_not_see_each_other(name, key):
-    model, schema = make(name, key)
+@pytest.mark.parametrize(("name", "key", "options"), CASES)
+def test_rows_do_not_see_each_other(name, key, options):
+    model, schema = make(name, key, options)
     batch = random_batch(schema)
     together = answer(model, batch)
     alone = torch.cat([answer(model, batch.select(slice(i, i + 1))) for i in range(5)])
@@ -69,11 +72,9 @@ def test_rows_do_not_see_each_other(name, key):
     assert (together - together[:1]).abs().max() > 1e-4 or model_class(name).__name__ == "Pop"
 
 
-@pytest.mark.parametrize(
-    ("name", "key"), [case for case in CASES if SCHEMAS[model_class(case[0]).task][case[1]].behaviour]
-)
-def test_what_stands_in_padding_never_changes_the_result(name, key):
-    model, schema = make(name, key)
+@pytest.mark.parametrize(("name", "key", "options"), WITH_BEHAVIOURS)
+def test_what_stands_in_padding_never_changes_the_result(name, key, options):
+    model, schema = make(name, key, options)
     batch = random_batch(schema)
     expected = answer(model, batch)
     for ids in batch.history.values():
@@ -81,11 +82,9 @@ def test_what_stands_in_padding_never_changes_the_result(name, key):
     assert torch.equal(answer(model, batch), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "key"), [case for case in CASES if SCHEMAS[model_class(case[0]).task][case[1]].behaviour]
-)
-def test_real_behaviours_matter(name, key):
-    model, schema = make(name, key)
+@pytest.mark.parametrize(("name", "key", "options"), WITH_BEHAVIOURS)
+def test_real_behaviours_matter(name, key, options):
+    model, schema = make(name, key, options)
     if not list(model.parameters()):
         return
     batch = random_batch(schema)
@@ -95,10 +94,12 @@ def test_real_behaviours_matter(name, key):
     assert ((answer(model, batch) - before).abs().amax(tuple(range(1, before.ndim))) > 1e-6).all()
 
 
-@pytest.mark.parametrize(("name", "key"), [c for c in CASES if c[1] in ("full", "fields", "items", "items_genres")])
+@pytest.mark.parametrize(
+    ("name", "key", "options"), [c for c in CASES if c[1] in ("full", "fields", "items", "items_genres")]
+)
 @pytest.mark.parametrize("rows", [1, 40])
-def test_gradients_are_finite_and_reach_every_parameter(name, key, rows):
-    model, schema = make(name, key)
+def test_gradients_are_finite_and_reach_every_parameter(name, key, options, rows):
+    model, schema = make(name, key, options)
     model.train()
     if not list(model.parameters()):
         return
@@ -113,20 +114,20 @@ def test_gradients_are_finite_and_reach_every_parameter(name, key, rows):
         assert rows == 1 or parameter.grad.abs().max() > 0, parameter_name
 
 
-@pytest.mark.parametrize(("name", "key"), [c for c in CASES if c[1] in ("full", "items")])
-def test_state_dict_round_trip(name, key, tmp_path):
-    model, schema = make(name, key)
+@pytest.mark.parametrize(("name", "key", "options"), [c for c in CASES if c[1] in ("full", "items")])
+def test_state_dict_round_trip(name, key, options, tmp_path):
+    model, schema = make(name, key, options)
     torch.save(model.state_dict(), tmp_path / "model.pt")
     torch.manual_seed(99)
-    other = build(name, schema).eval()
+    other = build(name, schema, OPTIONS[options]).eval()
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     batch = random_batch(schema)
     assert torch.equal(answer(other, batch), answer(model, batch))
 
 
-@pytest.mark.parametrize(("name", "key"), CAUSAL)
-def test_a_causal_model_s_answer_does_not_depend_on_what_comes_later(name, key):
-    model, schema = make(name, key)
+@pytest.mark.parametrize(("name", "key", "options"), CAUSAL)
+def test_a_causal_model_s_answer_does_not_depend_on_what_comes_later(name, key, options):
+    model, schema = make(name, key, options)
     with torch.no_grad():
         before = model.every_position(random_batch(schema)).query
         torch.testing.assert_close(before[:, -1], model(random_batch(schema)).query, rtol=1e-5, atol=1e-5)
