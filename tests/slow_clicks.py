@@ -17,7 +17,7 @@ Weights = Mapping[str, Any]  # a state dict as lists
 
 def random_model(name: str, schema: FeatureSchema, **options: object) -> torch.nn.Module:
     """A model in float64 and evaluation mode, with random weights everywhere."""
-    return random_parameters(build(name, schema, {"dim": 3, "hidden": (5, 4), **options}), seed=1).double().eval()
+    return random_parameters(build(name, schema, {"dim": 3, "hidden": (9, 7), **options}), seed=1).double().eval()
 
 
 def numbers(model: torch.nn.Module) -> Weights:
