@@ -13,7 +13,7 @@ import torch
 from core_cases import CLICKS, FIELDS, SCHEMA, MemoryRows, disturb, doubled, rows_of
 from model_cases import random_batch
 from scipy.stats import chisquare
-from slow_clicks import first_order, inputs, linear, mlp, numbers, random_model
+from slow_models import first_order, inputs, linear, mlp, numbers, random_model
 
 from ameir_merlin.models import build
 from ameir_merlin.models.baselines.autoctr import CTRBlock

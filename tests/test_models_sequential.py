@@ -8,6 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 from model_cases import RETRIEVAL_SCHEMAS, random_batch, random_parameters, training_batch
+from slow_models import add, layer_norm, linear, numbers
 from torch.testing import assert_close
 
 from ameir_merlin.models import build
@@ -266,16 +267,6 @@ def test_bert4rec_asks_at_a_mask_after_the_last_item():
     assert torch.equal(model.fill_in(moved, masked).query[:, -1], expected)
 
 
-def slow_linear(w, name, x):
-    return [sum(a * b for a, b in zip(row, x)) + c for row, c in zip(w[f"{name}.weight"], w[f"{name}.bias"])]
-
-
-def slow_norm(w, name, x):
-    mean = sum(x) / len(x)
-    deviation = (sum((a - mean) ** 2 for a in x) / len(x) + 1e-5) ** 0.5
-    return [(a - mean) / deviation * g + b for a, g, b in zip(x, w[f"{name}.weight"], w[f"{name}.bias"])]
-
-
 def slow_gelu(x):
     return [a / 2 * (1 + math.erf(a / 2**0.5)) for a in x]
 
@@ -285,7 +276,7 @@ def slow_bert4rec(w, config, inputs, real):
     dim, size = config.dim, config.dim // config.heads
     hidden = {t: [a * dim**0.5 + b for a, b in zip(inputs[t], w["positions"][t])] for t in real}
     for block in (f"blocks.{number}" for number in range(config.layers)):
-        into = {t: slow_linear(w, f"{block}.into", slow_norm(w, f"{block}.norm_attention", hidden[t])) for t in real}
+        into = {t: linear(w, f"{block}.into", layer_norm(w, f"{block}.norm_attention", hidden[t])) for t in real}
         for t in real:
             mixed = []
             for head in range(0, dim, size):
@@ -294,17 +285,16 @@ def slow_bert4rec(w, config, inputs, real):
                 total = sum(math.exp(score) for score in scores)
                 for unit in range(size):
                     mixed.append(sum(math.exp(p) / total * into[s][value][unit] for s, p in zip(real, scores)))
-            hidden[t] = [a + b for a, b in zip(hidden[t], slow_linear(w, f"{block}.out", mixed))]
-            inner = slow_gelu(slow_linear(w, f"{block}.expand", slow_norm(w, f"{block}.norm_forward", hidden[t])))
-            hidden[t] = [a + b for a, b in zip(hidden[t], slow_linear(w, f"{block}.contract", inner))]
-    output = {t: slow_gelu(slow_linear(w, "output", slow_norm(w, "norm_blocks", hidden[t]))) for t in real}
-    return {t: torch.tensor(slow_norm(w, "norm", output[t])) for t in real}
+            hidden[t] = add(hidden[t], linear(w, f"{block}.out", mixed))
+            inner = slow_gelu(linear(w, f"{block}.expand", layer_norm(w, f"{block}.norm_forward", hidden[t])))
+            hidden[t] = add(hidden[t], linear(w, f"{block}.contract", inner))
+    output = {t: slow_gelu(linear(w, "output", layer_norm(w, "norm_blocks", hidden[t]))) for t in real}
+    return {t: torch.tensor(layer_norm(w, "norm", output[t])) for t in real}
 
 
 def test_bert4rec_against_loops():
     model = random_parameters(build("bert4rec", ITEMS, {"dim": 4, "heads": 2, "inner": 5}), seed=4).eval()
-    w = {name: value.tolist() for name, value in model.state_dict().items()}
-    batch = random_batch(ITEMS)
+    w, batch = numbers(model), random_batch(ITEMS)
     masked = torch.rand(5, 12, generator=torch.Generator().manual_seed(5)) < 0.4
     filled, query = model.fill_in(batch, masked), model(batch).query
     assert_close(filled.items[1:], torch.tensor(w["items.embeddings.weight"][1:]))

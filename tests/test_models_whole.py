@@ -10,7 +10,7 @@ import math
 import pytest
 from core_cases import SCHEMA, doubled
 from model_cases import random_batch
-from slow_clicks import add, dot, first_order, inputs, linear, mlp, norm, numbers, random_model, relu, times
+from slow_models import add, dot, first_order, inputs, layer_norm, linear, mlp, numbers, random_model, relu, times
 
 ROWS = 6
 
@@ -77,9 +77,9 @@ def test_masknet(serial):
         def block(number, inputs):
             mask = linear(w, f"blocks.{number}.expand", relu(linear(w, f"blocks.{number}.reduce", x)))
             hidden = linear(w, f"blocks.{number}.hidden", times(mask, inputs))
-            return relu(norm(w, f"blocks.{number}.norm", hidden))
+            return relu(layer_norm(w, f"blocks.{number}.norm", hidden))
 
-        normed = norm(w, "norm", x)
+        normed = layer_norm(w, "norm", x)
         if serial:
             return linear(w, "head", block(2, block(1, block(0, normed))))[0]
         return linear(w, "head", mlp(w, [a for number in range(3) for a in block(number, normed)]))[0]

@@ -1,4 +1,4 @@
-"""The parts of click models by plain loops over the numbers of a state dict, a row of a batch at a time."""
+"""The parts of models by plain loops over the numbers of a state dict, a row of a batch at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Weights = Mapping[str, Any]  # a state dict as lists
 
 
 def random_model(name: str, schema: FeatureSchema, **options: object) -> torch.nn.Module:
-    """A model in float64 and evaluation mode, with random weights everywhere."""
+    """A small click model in float64 and evaluation mode, with random weights everywhere."""
     return random_parameters(build(name, schema, {"dim": 3, "hidden": (9, 7), **options}), seed=1).double().eval()
 
 
@@ -55,8 +55,8 @@ def relu(x: Sequence[float]) -> list[float]:
     return [max(a, 0.0) for a in x]
 
 
-def norm(w: Weights, part: str, x: Sequence[float]) -> list[float]:
-    """Layer normalisation."""
+def layer_norm(w: Weights, part: str, x: Sequence[float]) -> list[float]:
+    """(x - mean) / deviation, scaled and moved."""
     mean = sum(x) / len(x)
     deviation = (sum((a - mean) ** 2 for a in x) / len(x) + 1e-5) ** 0.5
     return add(times([(a - mean) / deviation for a in x], w[f"{part}.weight"]), w[f"{part}.bias"])
