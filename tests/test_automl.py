@@ -15,6 +15,7 @@ from model_cases import random_batch
 from scipy.stats import chisquare
 from slow_models import first_order, inputs, linear, mlp, numbers, random_model
 
+from ameir_merlin.errors import UserError
 from ameir_merlin.models import build
 from ameir_merlin.models.baselines.autoctr import CTRBlock
 from ameir_merlin.nn.crosses import Crosses, cross_ids
@@ -274,6 +275,19 @@ def test_the_crosses_of_the_search_are_hashed_as_the_model_s_are():
     given = (FIELDS, xor_rows(1500, 1), xor_rows(500, 2), dataclasses.replace(TRAIN, epochs=1))
     found = AUTOML["autocross"](*given, options={**OPTIONS, "buckets": 512}, budget=0.1, progress=Silent())
     assert found.model.config.buckets == 512
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nobody", "no field 'nobody'; the fields are"),
+        ("genres", "autocross: field 'genres' is multivalent"),
+        ("price", "autocross: field 'price' is dense"),
+    ],
+)
+def test_other_crosses_are_refused(name: str, message: str):
+    with pytest.raises(UserError, match=message):
+        build("autocross", CLICKS["fields_dense"], {**OPTIONS, "crosses": (("user", name),)})
 
 
 def test_autocross_crosses_categorical_fields_alone():

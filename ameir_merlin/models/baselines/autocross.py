@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ameir_merlin.batch import Batch, Output
+from ameir_merlin.errors import UserError
 from ameir_merlin.nn.crosses import Crosses
 from ameir_merlin.nn.first_order import FirstOrder
 from ameir_merlin.nn.inputs import ClickInputs
@@ -34,6 +35,7 @@ class AutoCross(nn.Module):
 
     Source: Luo et al. 2019, in the Wide & Deep form of Appendix C.3; `search.automl.autocross` finds the crosses. What
     differs from the authors': dense fields are not cut into ranges to be crossed, and multivalent ones take no part.
+    `UserError` for a cross of other fields.
     """
 
     configuration = AutoCrossConfig
@@ -44,6 +46,9 @@ class AutoCross(nn.Module):
         super().__init__()
         self.schema = schema
         self.config = config = config or AutoCrossConfig()
+        for name in (name for cross in config.crosses for name in cross):
+            if (field := schema.field(name)).kind != "categorical":
+                raise UserError(f"autocross: field '{name}' is {field.kind}, expected a categorical one to be crossed")
         self.inputs = ClickInputs(schema, config.dim)
         self.wide = FirstOrder(schema)
         self.crosses = Crosses(config.crosses, config.buckets) if config.crosses else None
