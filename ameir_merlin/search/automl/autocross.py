@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from ameir_merlin.batch import BatchSource
-from ameir_merlin.models import build
 from ameir_merlin.nn.crosses import cross_ids
 from ameir_merlin.progress import Progress
 from ameir_merlin.schema import FeatureSchema
-from ameir_merlin.search.automl.found import Found, Steps
+from ameir_merlin.search.automl.found import Found, Steps, trained_whole
 from ameir_merlin.seeds import derive
-from ameir_merlin.train.loop import fit, seeded
 from ameir_merlin.train.metrics import auc
 from ameir_merlin.train.settings import TrainSettings
 
@@ -79,21 +77,20 @@ def search_autocross(
         while len(found) < limit and (step := steps(grow)):
             found.append(tuple(step[0]))
             task.advance(valid_auc=step[1])
-    seconds = steps.seconds
-    with seeded(derive(seed, "autocross", "model"), device):
-        model = build("autocross", schema, {**options, "crosses": tuple(found), "buckets": buckets})
-    result = fit(
-        model,
+    return trained_whole(
+        "autocross",
+        schema,
         train,
         valid,
         training,
-        seed=derive(seed, "autocross"),
+        {**options, "crosses": tuple(found), "buckets": buckets},
+        [list(c) for c in found],
+        steps,
+        seed=seed,
         device=device,
         progress=progress,
-        name="autocross",
         resume=resume,
     )
-    return Found(model, result, [list(c) for c in found], seconds)
 
 
 def gather(source: BatchSource, names: Sequence[str], seed: int | None) -> tuple[dict[str, Tensor], Tensor]:

@@ -18,7 +18,7 @@ from ameir_merlin.models import build
 from ameir_merlin.models.baselines.autoctr import OPERATIONS, CTRBlock
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.schema import FeatureSchema
-from ameir_merlin.search.automl.found import Found, Steps
+from ameir_merlin.search.automl.found import Found, Steps, trained_whole
 from ameir_merlin.seeds import derive
 from ameir_merlin.train.evaluate import main_metric
 from ameir_merlin.train.loop import fit, seeded
@@ -84,21 +84,20 @@ def search_autoctr(
                 alive.popleft()
             task.advance(best=max(seen.values()))
     best = max(seen, key=seen.__getitem__)
-    seconds = steps.seconds
-    with seeded(derive(seed, "autoctr", "model"), device):
-        final = build("autoctr", schema, {**options, "blocks": best})
-    result = fit(
-        final,
+    return trained_whole(
+        "autoctr",
+        schema,
         train,
         valid,
         training,
-        seed=derive(seed, "autoctr"),
+        {**options, "blocks": best},
+        [asdict(b) for b in best],
+        steps,
+        seed=seed,
         device=device,
         progress=progress,
-        name="autoctr",
         resume=resume,
     )
-    return Found(final, result, [asdict(b) for b in best], seconds)
 
 
 class Share:

@@ -19,10 +19,10 @@ from ameir_merlin.batch import BatchSource
 from ameir_merlin.models import build
 from ameir_merlin.progress import Progress
 from ameir_merlin.schema import FeatureSchema
-from ameir_merlin.search.automl.found import Found, Steps
+from ameir_merlin.search.automl.found import Found, Steps, trained_whole
 from ameir_merlin.seeds import derive
 from ameir_merlin.train.evaluate import evaluate
-from ameir_merlin.train.loop import fit, seeded
+from ameir_merlin.train.loop import seeded
 from ameir_merlin.train.objectives.click import click_loss
 from ameir_merlin.train.optimizer import adam
 from ameir_merlin.train.settings import TrainSettings
@@ -115,18 +115,17 @@ def search_autofis(
     if len(schema.sparse) > 1:
         searched = [kept(functools.partial(search, strength)) for strength in strengths]
         pairs = tuple(map(tuple, max(searched, key=lambda found: found[0])[1]))
-    seconds = kept.seconds
-    with seeded(derive(seed, "autofis", "model"), device):
-        final = build("autofis", schema, {**options, "interactions": pairs, "normalized": False})
-    result = fit(
-        final,
+    return trained_whole(
+        "autofis",
+        schema,
         train,
         valid,
         training,
-        seed=derive(seed, "autofis"),
+        {**options, "interactions": pairs, "normalized": False},
+        [list(p) for p in pairs],
+        kept,
+        seed=seed,
         device=device,
         progress=progress,
-        name="autofis",
         resume=resume,
     )
-    return Found(final, result, [list(p) for p in pairs], seconds)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from ameir_merlin.batch import BatchSource
 from ameir_merlin.files import read_json, write_json
-from ameir_merlin.train.loop import FitResult
+from ameir_merlin.models import build
+from ameir_merlin.progress import Progress
+from ameir_merlin.schema import FeatureSchema
+from ameir_merlin.seeds import derive
+from ameir_merlin.train.loop import FitResult, fit, seeded
+from ameir_merlin.train.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,29 @@ class Steps:
     def seconds(self) -> float:
         """Of all attempts, each up to its last finished step."""
         return time.perf_counter() - self.began
+
+
+def trained_whole(
+    name: str,
+    schema: FeatureSchema,
+    train: BatchSource,
+    valid: BatchSource,
+    training: TrainSettings,
+    options: Mapping[str, Any],
+    what: list[Any],
+    steps: Steps,
+    *,
+    seed: int,
+    device: torch.device | str,
+    progress: Progress,
+    resume: Path | None,
+) -> Found:
+    """The end of each search: model `name` with `options`, from new weights, on all rows; `steps` found `what`."""
+    seconds = steps.seconds
+    with seeded(derive(seed, name, "model"), device):
+        model = build(name, schema, options)
+    told = {"seed": derive(seed, name), "device": device, "progress": progress, "name": name, "resume": resume}
+    return Found(model, fit(model, train, valid, training, **told), what, seconds)
 
 
 def forget(resume: Path) -> None:
