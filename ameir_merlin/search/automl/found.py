@@ -80,8 +80,18 @@ def trained_whole(
     seconds = steps.seconds
     with seeded(derive(seed, name, "model"), device):
         model = build(name, schema, options)
-    told = {"seed": derive(seed, name), "device": device, "progress": progress, "name": name, "resume": resume}
-    return Found(model, fit(model, train, valid, training, **told), what, seconds)
+    result = fit(
+        model,
+        train,
+        valid,
+        training,
+        seed=derive(seed, name),
+        device=device,
+        progress=progress,
+        name=name,
+        resume=resume,
+    )
+    return Found(model, result, what, seconds)
 
 
 def forget(resume: Path) -> None:
