@@ -1,11 +1,12 @@
-"""DLRM and DCN as merlin-models ships them, trained through their own path: Lightning's Trainer on a Merlin Loader.
+"""DLRM and DCN of merlin-models, trained through their own path: Lightning's Trainer on a Merlin Loader.
 
     python -m benchmarks.merlin_models runs/movielens/data --config workflows/movielens.toml --repeats 4
 
 They see the univalent and dense columns of the prepared rows (their input blocks take no padded lists), with the
 configuration's embedding size, hidden layers, batch size and learning rate; the weights of the best pass by validation
-AUC are measured. Rows are kept in --out as they are finished, with the names `merlin dlrm` and `merlin dcn`. The last
-line of standard output is JSON.
+AUC are measured. `merlin dlrm` and `merlin dcn` are as the package ships them: embeddings drawn from N(0, 1), no
+dropout, no decay, DCN's deep part upon its cross layers. `..., regularised` are what its user would make of them on
+small data: `Regularised`. Rows are kept in --out as they are finished. The last line of standard output is JSON.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import dataclasses
 import math
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from ameir_merlin.errors import UserError
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.train.metrics import auc, logloss
 from benchmarks.tables import Bench, Figures, Row, Table, main
@@ -44,33 +46,54 @@ def loader(data: Path, split: str, schema: FeatureSchema, size: int) -> Any:
     return Loader(rows, batch_size=size, shuffle=split == "train")
 
 
-def made(name: str, schema: FeatureSchema, bench: Bench) -> Any:
-    """DLRM or DCN with the configuration's sizes, for clicks."""
+@dataclass(frozen=True)
+class Shipped:
+    """What the package does where its user says nothing.
+
+    embedding_init: embeddings start uniform in [-embedding_init, embedding_init]; None leaves N(0, 1). decay: of Adam,
+    on all weights. dropout: whether hidden layers have the configuration's. stacked: DCN's hidden layers follow its
+    cross layers; beside them if not, as in Wang et al. 2017.
+    """
+
+    embedding_init: float | None = None
+    decay: float = 0.0
+    dropout: bool = False
+    stacked: bool = True
+
+
+@dataclass(frozen=True)
+class Regularised(Shipped):
+    """What serves validation on MovieLens-100K by time (`PERFORMANCE.md`): no rival is to lose by its defaults."""
+
+    embedding_init: float | None = 0.05
+    decay: float = 1e-4
+    dropout: bool = True
+    stacked: bool = False
+
+
+def made(name: str, schema: FeatureSchema, bench: Bench, ways: Shipped) -> Any:
+    """DLRM ("dlrm") or DCN ("dcn") with the configuration's sizes, for clicks."""
     import merlin.models.torch as mm
     from merlin.schema import Tags
 
     from ameir_merlin.merlin import Stages, merlin_schema
 
     config, columns = bench.config, merlin_schema(schema)
-    dim, hidden = config.model.embedding_dim, list(config.search.hidden)
+    dim, rate = config.model.embedding_dim, config.train.learning_rate
     output = mm.BinaryOutput(columns[schema.label.name])
     features = columns.excluding_by_name([schema.label.name])
-    optimizer = config.train.learning_rate
+    hidden = mm.MLPBlock(list(config.search.hidden), dropout=config.model.mlp_dropout if ways.dropout else None)
 
     class Own(Stages):
         def configure_optimizers(self):
-            return torch.optim.Adam(self.parameters(), lr=optimizer)
+            return torch.optim.Adam(self.parameters(), lr=rate, weight_decay=ways.decay)
 
-    if name == "merlin dlrm":
-        if not schema.dense:
-            raise UserError("merlin dlrm: its bottom layers need dense fields, and the data set has none")
+    if name == "dlrm":
 
         class DLRM(Own, mm.DLRMModel):
             pass
 
-        return DLRM(
-            features, dim=dim, bottom_block=mm.MLPBlock([64, dim]), top_block=mm.MLPBlock(hidden), output_block=output
-        )
+        return DLRM(features, dim=dim, bottom_block=mm.MLPBlock([64, dim]), top_block=hidden, output_block=output)
 
     class DCN(Own, mm.DCNModel):
         pass
@@ -79,46 +102,68 @@ def made(name: str, schema: FeatureSchema, bench: Bench) -> Any:
     if schema.dense:
         inputs.add_route(Tags.CONTINUOUS)
     inputs.add_route(Tags.CATEGORICAL, mm.EmbeddingTables(dim=dim, seq_combiner="mean"))
-    return DCN(features, depth=3, deep_block=mm.MLPBlock(hidden), input_block=inputs, output_block=output)
+    return DCN(features, depth=3, deep_block=hidden, stacked=ways.stacked, input_block=inputs, output_block=output)
 
 
-def row(name: str, data: Path) -> Row:
+def start_embeddings(model: nn.Module, init: float) -> None:
+    """Draws all embeddings anew, uniformly from [-init, init]."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.uniform_(module.weight, -init, init)
+
+
+def row(name: str, data: Path, ways: Shipped) -> Row:
     """Row of one of Merlin's models."""
 
     def function(bench: Bench, seed: int) -> Figures:
-        from pytorch_lightning import Trainer
+        from pytorch_lightning import Callback, Trainer
 
         schema, settings = part_of(bench.schema), bench.training()
         torch.manual_seed(seed)
         splits = {split: loader(data, split, schema, settings.batch_size) for split in ("train", "valid", "test")}
-        model = made(name, schema, bench)
+        model = made(name, schema, bench, ways)
         model.initialize(splits["train"])
-        best: tuple[float, int, dict] = (-math.inf, 0, {})
-        seconds = examples = 0.0
-        for epoch in range(1, settings.epochs + 1):
-            if epoch - 1 - best[1] >= settings.patience:
-                break
-            began = time.perf_counter()
-            trainer = Trainer(
-                max_epochs=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                accelerator="auto",
-            )
-            trainer.fit(model, splits["train"])
-            seconds += time.perf_counter() - began
-            examples += bench.splits["train"].rows
-            score = measure(model, splits["valid"])["auc"]
-            bench.progress.say(f"{name}, seed {seed}, pass {epoch}: valid auc {score:.4f}")
-            if score > best[0]:
-                best = (score, epoch, {k: v.clone() for k, v in model.state_dict().items()})
-        model.load_state_dict(best[2])
+        if ways.embedding_init is not None:
+            start_embeddings(model, ways.embedding_init)
+
+        class Best(Callback):
+            """Keeps the weights of the best pass, and ends a training that gains no more."""
+
+            def __init__(self) -> None:
+                self.score, self.epoch, self.passes, self.seconds = -math.inf, 0, 0, 0.0
+                self.weights: dict[str, torch.Tensor] = {}
+
+            def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+                self.began = time.perf_counter()
+
+            def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+                self.seconds += time.perf_counter() - self.began
+                self.passes += 1
+                score = measure(module, splits["valid"])["auc"]
+                bench.progress.say(f"merlin {name}, seed {seed}, pass {self.passes}: valid auc {score:.4f}")
+                if score > self.score:
+                    self.score, self.epoch = score, self.passes
+                    self.weights = {key: value.clone() for key, value in module.state_dict().items()}
+                trainer.should_stop = self.passes - self.epoch >= settings.patience
+
+        best = Best()
+        trainer = Trainer(
+            max_epochs=settings.epochs,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            accelerator="auto",
+            callbacks=[best],
+        )
+        trainer.fit(model, splits["train"])
+        model.load_state_dict(best.weights)
         return {
             "test": measure(model, splits["test"]),
+            "valid": measure(model, splits["valid"]),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "examples_per_second": examples / seconds,
+            "examples_per_second": best.passes * bench.splits["train"].rows / best.seconds,
+            "epochs": best.passes,
         }
 
     return function
@@ -138,10 +183,12 @@ def measure(model: Any, rows: Any) -> dict[str, float]:
 
 
 def table(data: Path) -> Table:
-    """Both models; DCN alone for data without dense fields, which DLRM's bottom layers need."""
-    schema = data / "schema.json"
-    both = not schema.is_file() or FeatureSchema.load(schema).dense  # what is missing is told with the other options
-    rows = {name: row(name, data) for name in (("merlin dlrm", "merlin dcn") if both else ("merlin dcn",))}
+    """Both models, both ways."""
+    rows = {
+        f"merlin {name}{suffix}": row(name, data, ways)
+        for name in ("dlrm", "dcn")
+        for suffix, ways in (("", Shipped()), (", regularised", Regularised()))
+    }
     return Table("merlin_models", "Merlin Models' own", rows, ("auc", "logloss"), "", columns=("parameters", "seconds"))
 
 

@@ -152,20 +152,51 @@ def test_next_item_models_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["merlin dlrm", "merlin dcn"])
-def test_merlins_own_models_are_trained_and_measured(name, tmp_path: Path):
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("name", ["dlrm", "dcn"])
+def test_merlins_own_models_are_trained_and_measured(name, dense, tmp_path: Path, monkeypatch):
     from ameir_merlin.config import load_config
-    from benchmarks.merlin_models import part_of, row
+    from benchmarks.merlin_models import Regularised, Shipped, part_of, row
     from benchmarks.tables import WORKFLOWS, Bench
 
-    schema = SCHEMA
+    kept = tuple(f for f in SCHEMA.fields if dense or f.kind != "dense")
+    schema = replace(SCHEMA, fields=kept)
     schema.save(tmp_path / "schema.json")
     for seed, split in enumerate(("train", "valid", "test")):
         write_split(tmp_path / split, schema, random_batch(schema, 64, seed))
-    config = load_config(WORKFLOWS / "movielens.toml", ["train.epochs=2", "train.batch_size=16"], definition=False)
-    figures = row(name, tmp_path)(Bench.open(tmp_path, config, tmp_path / "out", device="cpu"), 1)
-    assert 0 <= figures["test"]["auc"] <= 1
-    assert figures["test"]["logloss"] > 0
-    tables = sum(f.cardinality for f in part_of(schema).sparse) * 16
-    assert figures["parameters"] > tables
-    assert figures["examples_per_second"] > 0
+    config = load_config(WORKFLOWS / "movielens.toml", ["train.epochs=4", "train.batch_size=16"], definition=False)
+    bench = Bench.open(tmp_path, config, tmp_path / "out", device="cpu")
+    said = []
+    monkeypatch.setattr(bench.progress, "say", said.append)
+    for ways in (Shipped(), Regularised()):
+        figures = row(name, tmp_path, ways)(bench, 1)
+        scores = [float(line.rsplit(" ", 1)[1]) for line in said]
+        assert figures["epochs"] == len(scores) <= 4
+        assert len(scores) == 4 or len(scores) - 1 - scores.index(max(scores)) == config.train.patience
+        assert figures["valid"]["auc"] == pytest.approx(max(scores), abs=5e-5)  # the best pass is the one measured
+        assert 0 <= figures["test"]["auc"] <= 1
+        assert figures["test"]["logloss"] > 0
+        assert figures["parameters"] > sum(f.cardinality for f in part_of(schema).sparse) * 16
+        assert figures["examples_per_second"] > 0
+        said.clear()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["dlrm", "dcn"])
+def test_merlins_own_embeddings_start_small_where_asked(name, tmp_path: Path):
+    from ameir_merlin.config import load_config
+    from benchmarks.merlin_models import Shipped, loader, made, part_of, start_embeddings
+    from benchmarks.tables import WORKFLOWS, Bench
+
+    schema = part_of(SCHEMA)
+    for split in ("train", "valid", "test"):
+        write_split(tmp_path / split, SCHEMA, random_batch(SCHEMA, 64, 1))
+    SCHEMA.save(tmp_path / "schema.json")
+    config = load_config(WORKFLOWS / "movielens.toml", [], definition=False)
+    model = made(name, schema, Bench.open(tmp_path, config, tmp_path / "out", device="cpu"), Shipped())
+    model.initialize(loader(tmp_path, "train", schema, 16))
+    tables = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    assert sum(len(table) for table in tables) >= sum(f.cardinality for f in schema.sparse)
+    assert max(table.abs().max() for table in tables) > 1
+    start_embeddings(model, 0.05)
+    assert 0.04 < max(table.abs().max() for table in tables) <= 0.05
