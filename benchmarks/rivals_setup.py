@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -88,16 +89,22 @@ def call(command: Sequence[str], log: Path, told: Callable[[str], None], **more:
 
 
 def library_python(library: Library, env: Path, progress: Progress) -> Path:
-    """The Python of `library`'s environment in `env`, made first if it is not there as it should be."""
+    """The Python of `library`'s environment in `env`, made first if it is not there as it should be.
+
+    Of several commands that want it, one makes it and the others wait.
+    """
     wanted, stamp, python = [*library.requirements, library.package], env / "installed.json", env / "bin" / "python"
-    if stamp.exists() and read_json(stamp) == wanted:
-        return python
-    progress.say(f"setting up {library.package} in {env}")
-    log, pip = env.parent / f"{env.name}.log", [str(python), "-m", "pip", "install", "--quiet"]
-    call([sys.executable, "-m", "venv", "--clear", str(env)], log, progress.say)
-    call([*pip, *library.requirements], log, progress.say)
-    call([*pip, "--no-deps", library.package], log, progress.say)
-    write_json(stamp, wanted)
+    env.parent.mkdir(parents=True, exist_ok=True)
+    with (env.parent / f"{env.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if stamp.exists() and read_json(stamp) == wanted:
+            return python
+        progress.say(f"setting up {library.package} in {env}")
+        log, pip = env.parent / f"{env.name}.log", [str(python), "-m", "pip", "install", "--quiet"]
+        call([sys.executable, "-m", "venv", "--clear", str(env)], log, progress.say)
+        call([*pip, *library.requirements], log, progress.say)
+        call([*pip, "--no-deps", library.package], log, progress.say)
+        write_json(stamp, wanted)
     return python
 
 

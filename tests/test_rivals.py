@@ -10,6 +10,9 @@ import gzip
 import json
 import random
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -364,3 +367,25 @@ def test_passes_adds_up_the_cpu_time_of_tasks():
             task.advance()
     assert passes.count == 2
     assert 0 < passes.seconds < 60
+
+
+def test_of_two_commands_one_makes_a_library_s_environment(tmp_path: Path, monkeypatch):
+    commands = []
+
+    def call(command, log, told):
+        commands.append(command)
+        time.sleep(0.02)
+        (tmp_path / "library").mkdir(exist_ok=True)
+
+    monkeypatch.setattr(rivals_setup, "call", call)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(
+                lambda _: rivals_setup.library_python(rivals_setup.DEEPCTR, tmp_path / "library", Silent()), range(4)
+            )
+        )
+    assert found == [tmp_path / "library" / "bin" / "python"] * 4
+    assert [command[2] for command in commands] == ["venv", "pip", "pip"]
+    newer = replace(rivals_setup.DEEPCTR, package="deepctr-torch==9")
+    rivals_setup.library_python(newer, tmp_path / "library", Silent())
+    assert len(commands) == 6  # what was made for other versions is made anew
