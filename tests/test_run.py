@@ -392,6 +392,31 @@ def test_seeds_side_by_side_end_as_each_alone(tiny, whole):
     assert "evaluate.json: not valid JSON" in again.stderr.splitlines()[-1]
 
 
+def test_an_automl_baseline_goes_on_after_a_kill(tiny, whole, monkeypatch):
+    """Killed once its search is done, it is trained without another search, and leaves its metrics alone behind."""
+    from ameir_merlin.search.automl import autofis, found
+
+    class Killed(Exception):
+        pass
+
+    def kill(*args, **more):
+        raise Killed
+
+    searched, function = [], autofis.evaluate
+    monkeypatch.setattr(autofis, "evaluate", lambda *a, **k: searched.append(1) or function(*a, **k))
+    shutil.copytree(tiny / "whole", tiny / "automl")
+    with Run.resume(tiny / "automl") as run:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(found, "fit", kill)
+            run.baseline("autofis")
+        strengths = len(searched)
+        assert strengths > 1
+        result = run.baseline("autofis")
+        assert len(searched) == strengths
+    assert 0 <= result["test"]["auc"] <= 1
+    assert [p.name for p in (tiny / "automl" / "baselines" / "autofis").iterdir()] == ["metrics.json"]
+
+
 # What is there once a part of a run has begun, and the last one ended.
 BEGUN = {
     "prepare": "config.toml",

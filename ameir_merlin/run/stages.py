@@ -188,26 +188,27 @@ def baseline(workspace: Workspace, name: str) -> dict[str, Any]:
     if file.is_file():
         return read_json(file)
     from ameir_merlin.run.measure import measured
+    from ameir_merlin.search.automl.found import forget
 
     with measured() as cost:
         splits = _splits(workspace, _trained_baseline(workspace, name))
     # Seconds of the last attempt; what an interrupted one took is not known.
     result = {**splits, "seconds": cost.seconds, "peak_rss_gb": cost.peak_rss_gb}
     write_json(file, result)
-    (file.parent / CHECKPOINT).unlink(missing_ok=True)
+    forget(file.parent / CHECKPOINT)
     workspace.progress.say(f"baseline {name}: {_figures(splits['test'])} ({cost.seconds:.1f} s)")
     return result
 
 
 def _trained_baseline(workspace: Workspace, name: str) -> nn.Module:
-    """The trained baseline; those of the AutoML methods (Appendix C.3) search first, and start anew after a kill."""
+    """The trained baseline; those of the AutoML methods (Appendix C.3) search first. After a kill it goes on."""
     from ameir_merlin.models.build_baseline import baseline_options, build_baseline
     from ameir_merlin.search.automl import AUTOML
     from ameir_merlin.seeds import derive
     from ameir_merlin.train.loop import fit, seeded
 
     config, device = workspace.run.config, workspace.torch_device
-    options = config.baselines.options.get(name, {})
+    options, resume = config.baselines.options.get(name, {}), workspace.run.baseline(name) / CHECKPOINT
     if name in AUTOML:
         return AUTOML[name](
             workspace.schema,
@@ -218,6 +219,7 @@ def _trained_baseline(workspace: Workspace, name: str) -> nn.Module:
             seed=derive(config.seed, "baseline", name),
             device=device,
             progress=workspace.progress,
+            resume=resume,
         ).model
     with seeded(derive(config.seed, "baseline", name), device):
         model = build_baseline(name, workspace.schema, config.model, config.search.hidden, options).to(device)
@@ -230,7 +232,7 @@ def _trained_baseline(workspace: Workspace, name: str) -> nn.Module:
         device=device,
         progress=workspace.progress,
         name=f"baseline {name}",
-        resume=workspace.run.baseline(name) / CHECKPOINT,
+        resume=resume,
     )
     return model
 
