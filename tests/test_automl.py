@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 import torch
@@ -20,11 +21,12 @@ from ameir_merlin.models import build
 from ameir_merlin.models.baselines.autoctr import CTRBlock
 from ameir_merlin.nn.crosses import Crosses, cross_ids
 from ameir_merlin.progress import Silent
-from ameir_merlin.search.automl import AUTOML, autocross, autoctr, autofis
+from ameir_merlin.search.automl import AUTOML, autocross, autoctr, autofis, found
 from ameir_merlin.search.automl.autocross import adagrad, additive, expand, gather, search_autocross, successive
 from ameir_merlin.search.automl.autoctr import Ranker, drawn, mutated
 from ameir_merlin.search.automl.autofis import GRDA, search_autofis
 from ameir_merlin.search.automl.found import forget
+from ameir_merlin.train.loop import FitResult
 from ameir_merlin.train.metrics import auc
 from ameir_merlin.train.settings import TrainSettings
 
@@ -195,7 +197,7 @@ def test_successive_halving_against_loops(monkeypatch, fields, rows, block, span
     winner = successive(alive, columns, labels, known, held, truth, held_known, 1 << 16, block)
     assert len(rounds) == len(spans)
     state = {f: ({}, {}) for f in alive}
-    for (start, stop), found in zip(spans, rounds):
+    for (start, stop), kept in zip(spans, rounds):
         scores = {}
         for feature in alive:
             weight, squares = state[feature]
@@ -207,7 +209,7 @@ def test_successive_halving_against_loops(monkeypatch, fields, rows, block, span
             keys = combinations_of(feature, held)
             logits = [a + weight.get(key, 0.0) for a, key in zip(held_known.tolist(), keys)]
             scores[feature] = slow_auc(logits, truth.tolist())
-        assert found.tolist() == pytest.approx(list(scores.values()), abs=1e-6)
+        assert kept.tolist() == pytest.approx(list(scores.values()), abs=1e-6)
         alive = sorted(alive, key=lambda f: -scores[f])[: max(1, len(alive) // 2)]
     assert [winner] == alive
 
@@ -408,6 +410,47 @@ def test_graphs_stay_graphs_under_mutation():
         for place, block in enumerate(graph, start=1):
             assert block.inputs
             assert all(0 <= i < place for i in block.inputs)
+
+
+def every_graph(blocks):
+    """All graphs of one up to `blocks` blocks."""
+    found, longest = [], [()]
+    for place in range(1, blocks + 1):
+        subsets = [s for n in range(1, place + 1) for s in itertools.combinations(range(place), n)]
+        choices = list(itertools.product(autoctr.OPERATIONS, subsets, autoctr.WIDTHS))
+        longest = [(*graph, CTRBlock(*choice)) for graph in longest for choice in choices]
+        found += longest
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_evolution_of_graphs_finds_the_best_of_a_known_table_in_100_evaluations(seed, monkeypatch):
+    """Of 690 graphs of up to two blocks, scored by what their blocks are and a little chance; drawn: one in seven."""
+    rng = random.Random(seed)
+    worth: dict = defaultdict(rng.random)
+    graphs = every_graph(2)
+    assert len(set(graphs)) == 690
+    table = {
+        graph: sum(
+            worth[place, block.operation] + worth[place, block.inputs] + worth[place, block.width] / 2
+            for place, block in enumerate(graph)
+        )
+        + rng.random() / 10
+        for graph in graphs
+    }
+    asked = []
+
+    def fit(model, *given, **more):
+        asked.append(tuple(model.config.blocks))
+        return FitResult({}, 1, [{"auc": table[asked[-1]]}])
+
+    monkeypatch.setattr(autoctr, "fit", fit)
+    monkeypatch.setattr(found, "fit", lambda *given, **more: FitResult({}, 1))
+    more = {"options": OPTIONS, "seed": seed, "evaluations": 100, "blocks": 2}
+    result = AUTOML["autoctr"](FIELDS, xor_rows(8, 1), xor_rows(8, 2), TRAIN, **more, progress=Silent())
+    assert len(set(asked)) == len(asked) <= 100
+    assert tuple(CTRBlock(**block) for block in result.what) == max(table, key=table.__getitem__)
+    assert tuple(result.model.config.blocks) == max(table, key=table.__getitem__)
 
 
 def test_the_ranker_learns_an_order():
