@@ -26,6 +26,8 @@ from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.train.metrics import auc, logloss
 from benchmarks.tables import Bench, Figures, Row, Table, main
 
+PATIENCE = 5  # passes without gain: weights that are not averaged make validation waver
+
 
 def part_of(schema: FeatureSchema) -> FeatureSchema:
     """The fields that Merlin's models take."""
@@ -144,7 +146,7 @@ def row(name: str, data: Path, ways: Shipped) -> Row:
                 if score > self.score:
                     self.score, self.epoch = score, self.passes
                     self.weights = {key: value.clone() for key, value in module.state_dict().items()}
-                trainer.should_stop = self.passes - self.epoch >= settings.patience
+                trainer.should_stop = self.passes - self.epoch >= PATIENCE
 
         best = Best()
         trainer = Trainer(
