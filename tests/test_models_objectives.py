@@ -421,6 +421,27 @@ def test_bpr_max_of_a_batch_against_loops(drawn):
     assert objective(Ids(), window(*SKEWED), generator(4)).item() == pytest.approx(total / len(targets), rel=1e-5)
 
 
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_bpr_max_holds_scores_below_zero_by_elu(strength):
+    class Signed(Echo):
+        def every_position(self, batch):
+            return Output(query=torch.ones(*batch.mask.shape, 1), items=torch.arange(17.0).unsqueeze(1) - 7)
+
+    def r(item):
+        return float(item - 7) if item > 7 else strength * (math.exp(item - 7) - 1)
+
+    # each target is a negative once, and there are no others
+    objective = BPRMax(extra=0, regularization=0.1, elu=strength)
+    total = 0.0
+    for i in TARGETS.elements():
+        kept = [r(j) for j in TARGETS.elements() if j != i]
+        share = [math.exp(s) / sum(map(math.exp, kept)) for s in kept]
+        total -= math.log(sum(w * sigmoid(r(i) - s) for w, s in zip(share, kept)))
+        total += 0.1 * sum(w * s**2 for w, s in zip(share, kept))
+    found = objective(Signed(), window(*SKEWED), generator(4))
+    assert found.item() == pytest.approx(total / TARGETS.total(), rel=1e-5)
+
+
 def test_bpr_against_loops():
     class Scores(Echo):
         def every_position(self, batch):

@@ -37,13 +37,16 @@ class BPRMax:
 
     GRU4Rec+'s loss (Hidasi and Karatzoglou 2018, Section 3.3). The negatives j are shared by all questions of a batch,
     without the question's own target: `in_batch` targets of other questions (so drawn by popularity) and `extra`
-    uniform ones. The authors draw the extra ones by popularity to the power alpha; the mixture of the two stands for
-    that. regularization: lambda, 1 in their experiments.
+    uniform ones, as many as the authors' mini-batches (32 to 144 sessions) and extra samples (2,048) have; theirs are
+    drawn by popularity to a power between 0 and 0.4. regularization: lambda, 1 in their experiments. elu: r is the elu
+    of a score with this strength, 0.5 or 1 in the parameters that they publish; without it, lambda also holds back how
+    far below zero an unlikely item may lie.
     """
 
-    in_batch: int = 1024
-    extra: int = 1024
+    in_batch: int = 128
+    extra: int = 2048
     regularization: float = 1.0
+    elu: float = 0.5
 
     def __call__(self, model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss of one batch of training windows `[B, W]`."""
@@ -53,8 +56,8 @@ class BPRMax:
         others = torch.randperm(len(everyone), generator=generator)[: self.in_batch].to(target.device)
         extra = torch.randint(FIRST_ID, asked.items.shape[0], (self.extra,), generator=generator).to(target.device)
         negatives = torch.cat([everyone[others], extra])
-        own = (query * F.embedding(target, asked.items)).sum(1, keepdim=True)
-        scores = query @ F.embedding(negatives, asked.items).T
+        own = F.elu((query * F.embedding(target, asked.items)).sum(1, keepdim=True), self.elu)
+        scores = F.elu(query @ F.embedding(negatives, asked.items).T, self.elu)
         loss = bpr_max(own, scores, negatives == target.unsqueeze(1), self.regularization)
         return loss.sum() / max(1, len(everyone))
 
