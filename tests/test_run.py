@@ -392,6 +392,25 @@ def test_seeds_side_by_side_end_as_each_alone(tiny, whole):
     assert "evaluate.json: not valid JSON" in again.stderr.splitlines()[-1]
 
 
+def test_a_run_searches_the_whole_space_at_once_where_asked(tiny, whole):
+    """The same stages on the whole space's record, whose finalist is what ends up in the model and the report."""
+    config = load_config(tiny / "tiny.toml", ["search.strategy='oneshot'", "baselines.models=[]"])
+    with Run.begin(config, tiny / "raw", tiny / "at_once", prepared=tiny / "whole" / "data") as run:
+        for name in ("prepare", "search", "train", "evaluate"):
+            run.stage(name)
+        run.report()
+    folder = tiny / "at_once"
+    record = json.loads((folder / "search" / "whole.json").read_text())
+    assert len(record["trials"]) == 3 * config.search.candidates
+    assert not (folder / "search" / "behaviour.json").exists()
+    assert len(record["finalists"]) == len(record["retrained"]) == config.search.top
+    model = json.loads((folder / "architecture.json").read_text())
+    assert record["trials"][record["chosen"]]["architecture"] == model
+    assert json.loads((folder / "metrics.json").read_text())["splits"]["test"]["auc"] > 0
+    page = (folder / "report.html").read_text()
+    assert "The whole space at once: 24 candidates" in page
+
+
 def test_an_automl_baseline_goes_on_after_a_kill(tiny, whole, monkeypatch):
     """Killed once its search is done, it is trained without another search, and leaves its metrics alone behind."""
     from ameir_merlin.search.automl import autofis, found

@@ -20,7 +20,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-STEPS = {"behaviour": (1, "Behaviour blocks"), "interaction": (2, "Interactions"), "mlp": (3, "Aggregation MLP")}
+# file of a search -> whose colour it has, and its title
+STEPS = {
+    "behaviour": (1, "Behaviour blocks"),
+    "interaction": (2, "Interactions"),
+    "mlp": (3, "Aggregation MLP"),
+    "whole": (1, "The whole space at once"),
+}
 RANKED = 18  # interactions shown
 
 

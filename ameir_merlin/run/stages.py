@@ -148,11 +148,13 @@ def _problem(workspace: Workspace) -> Problem:
 
 def search(workspace: Workspace) -> Figures:
     """data/ → search/ (every trial, the finalists' one-shot weights) and architecture.json, the search's best."""
-    from ameir_merlin.search.pipeline import search as search_architecture
+    from ameir_merlin.search.account import Budget
+    from ameir_merlin.search.strategies import STRATEGIES, StrategySettings
 
-    found = search_architecture(_problem(workspace))
+    problem = _problem(workspace)
+    found = STRATEGIES[problem.settings.strategy](problem, Budget(), StrategySettings())
     if workspace.ranks.first:
-        found.save(workspace.run.path / "architecture.json")
+        found.architecture.save(workspace.run.path / "architecture.json")
     return {}
 
 

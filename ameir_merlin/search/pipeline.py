@@ -37,6 +37,7 @@ from ameir_merlin.train.settings import TrainSettings
 
 FINALISTS = "finalists.pt"
 SIMPLER = "simpler.pt"
+WHOLE = "whole"  # the record of a search of the whole space at once
 RETRAINING = "retraining"  # where the trainings of the finalists keep their states
 # What each variant searches, see `SearchSettings`
 STAGES = {
@@ -94,6 +95,8 @@ def make_problem(
         )
     if settings.variant != "A" and not settings.hidden:
         raise UserError("search.hidden: Step 2 needs a pre-defined hidden layer")
+    if settings.strategy != "ameir" and ranks.size > 1:
+        raise UserError(f"search.strategy: '{settings.strategy}' works in one process, not in {ranks.size}")
     if settings.variant == "C" and not settings.mlp_layers:
         raise UserError("search.mlp_layers: variant 'C' searches hidden layers, expected at least 1")
     return Problem(
@@ -289,7 +292,8 @@ def _note_choice(problem: Problem, scores: list[float], best: float) -> None:
 
     best: of all that was retrained; none of the finalists was taken where an ablation is ahead of them.
     """
-    record = StepRecord.load(problem.folder, {"A": "behaviour", "C": "mlp"}.get(problem.settings.variant, ""))
+    last = {"A": "behaviour", "C": "mlp"}.get(problem.settings.variant, "")
+    record = StepRecord.load(problem.folder, last if problem.settings.strategy == "ameir" else WHOLE)
     if record is None:
         return
     record.retrained = [{"number": n, "score": s} for n, s in zip(record.finalists, scores)]

@@ -13,6 +13,10 @@ class SearchSettings:
     But for the learning rate: 1e-5 there (Section 3.1), on five million rows; fewer rows need larger steps; and for
     Step 2's `interaction_init`, `rows_per_candidate` and `interaction_activation`, which are for small data, too.
 
+    strategy: how the space is searched: "ameir", by the three steps (Section 2.3), or by one of the methods that
+    Appendix C.4 compares them with, with its settings there (`search.strategies`): "oneshot" trains one net of the
+    whole space at once, and scores random candidates by its weights; "random", "rl" and "evolution" train hundreds of
+    architectures alone. These heed the keys below that are not said to be of one step.
     variant: what is searched: "A" behaviours only, "B" and interactions, "C" and the MLP; "I" interactions without
     behaviours: with `shortcut = "fm"` Table 5's "MLP + FM", with "se" AMEIR-B of such data. (Table 3's AMEIR-I,
     interactions in the FM part alone, is made by `benchmarks.table3`.)
@@ -60,6 +64,7 @@ class SearchSettings:
     next items are by `TrainSettings.metric`.
     """
 
+    strategy: Literal["ameir", "random", "rl", "evolution", "enas", "darts", "snas", "oneshot"] = "ameir"
     variant: Literal["A", "B", "C", "I"] = "C"
     blocks: int = 3
     interactions: int = 5

@@ -1,7 +1,8 @@
 """Search methods on AMEIR's own space, AMEIR's among them (Appendix C.4).
 
 A strategy is called as `strategy(problem, budget, settings)`. It leaves its finalists in the problem's folder, where
-`pipeline.train_finalists` takes them from, and goes on there if it was interrupted. All keep the same account. A budget
+`pipeline.train_finalists` takes them from, and goes on there if it was interrupted. `SearchSettings.strategy` names the
+one of a run. All keep the same account. A budget
 limits those that train every architecture alone; the others end with their passes, whatever it is, as learning rates
 that fall to the end of a training want to know it beforehand.
 """

@@ -22,7 +22,7 @@ from ameir_merlin.search.candidates import (
     top,
 )
 from ameir_merlin.search.oneshot import Companion, Update, paths_update, train_one_shot
-from ameir_merlin.search.pipeline import FINALISTS
+from ameir_merlin.search.pipeline import FINALISTS, WHOLE
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.record import StepRecord
 from ameir_merlin.search.scoring import score_blocks
@@ -118,7 +118,7 @@ def choose(
     ledger: Ledger,
 ) -> Found:
     """Score `candidates` by the supernet's weights, evaluate the best further, keep the finalists and their weights."""
-    record = StepRecord("whole", problem.metric, history=history)
+    record = StepRecord(WHOLE, problem.metric, history=history)
     record.trials = score(problem, "whole space", candidates, score_blocks, supernet, problem.seed)
     handed_on = problem.settings.handed_on
     record.best = top(record.trials, max(problem.settings.top, handed_on))
