@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import ClassVar, get_args, get_type_hints
 
 import pytest
 from core_cases import FIELDS, ITEMS, SCHEMA, rows_of, settings
@@ -178,3 +178,22 @@ def test_other_strategies_than_the_three_steps_are_refused_in_several_processes(
     for name in sorted({*STRATEGIES} - {"ameir"}):
         with pytest.raises(UserError, match=rf"search\.strategy: '{name}' works in one process, not in 2"):
             problem_in(tmp_path, ranks=two, strategy=name)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_begins_alike(name, tmp_path: Path):
+    """It says how large the space is, and refuses to rank by what validation rows cannot tell, before it trains."""
+
+    class Telling(Silent):
+        said: ClassVar[list[str]] = []
+
+        def say(self, line: str) -> None:
+            self.said.append(line)
+
+    problem = replace(problem_in(tmp_path / "clicks"), progress=Telling())
+    STRATEGIES[name](problem, Budget(), TINY)
+    assert Telling.said[0] == problem.space.size_line()
+    items = problem_in(tmp_path / "items", ITEMS)
+    with pytest.raises(UserError, match=r"train\.metric: 'ndcg5' needs drawn negatives"):
+        STRATEGIES[name](replace(items, training=replace(items.training, metric="ndcg5")), Budget(), TINY)
+    assert not (tmp_path / "items").exists()

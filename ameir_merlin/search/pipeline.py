@@ -128,19 +128,26 @@ def _check_operations(space: str) -> None:
         raise UserError(f"space: layers of '{space}' lack '{ZERO}', which stands for no block")
 
 
-def search(problem: Problem) -> Architecture:
-    """Run the steps of the problem's variant; returns the architecture that the one-shot scores favour.
+def begin(problem: Problem) -> None:
+    """What every search begins with: it says how large the space is (`SearchSpace.size_line`).
 
-    Says first how large the space is (`SearchSpace.size_line`).
-    Leaves in the problem's folder: behaviour.json, interaction.json, mlp.json (those that were run) with every trial,
-    and the finalists with their one-shot weights, which `train_finalists` takes from there; with `ablations`, what the
-    variants before this one would have ended with, too. Goes on where it was interrupted: finished passes, cycles and
-    steps are not repeated. Raises `UserError` where validation rows lack what candidates are to be ranked by.
+    `UserError` where validation rows lack what candidates are to be ranked by.
     """
     if problem.metric == "ndcg5" and next(iter(problem.valid.batches(1))).negatives is None:
         raise UserError("train.metric: 'ndcg5' needs drawn negatives, which the validation rows do not have")
+    problem.progress.say(problem.space.size_line(STAGES[problem.settings.variant]))
+
+
+def search(problem: Problem) -> Architecture:
+    """Run the steps of the problem's variant; returns the architecture that the one-shot scores favour.
+
+    Leaves in the problem's folder: behaviour.json, interaction.json, mlp.json (those that were run) with every trial,
+    and the finalists with their one-shot weights, which `train_finalists` takes from there; with `ablations`, what the
+    variants before this one would have ended with, too. Goes on where it was interrupted: finished passes, cycles and
+    steps are not repeated. Raises `UserError` as `begin` does.
+    """
+    begin(problem)
     variant = problem.settings.variant
-    problem.progress.say(problem.space.size_line(STAGES[variant]))
     source: Supernet | None = None
     blocks_top: list[Architecture] = []
     if problem.schema.behaviour is not None:

@@ -14,7 +14,7 @@ from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.search.account import Account, Budget
 from ameir_merlin.search.candidates import save_finalists
 from ameir_merlin.search.journal import Journal
-from ameir_merlin.search.pipeline import FINALISTS
+from ameir_merlin.search.pipeline import FINALISTS, begin
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.strategies.evolution import Evolution
 from ameir_merlin.search.strategies.found import Found
@@ -113,6 +113,7 @@ def search_alone(make: Callable[[Choices, int, StrategySettings], Sampler]):
         done = Found.load(problem.folder)
         if done is not None:
             return done
+        begin(problem)
         sampler = make(whole_choices(problem, settings), derive(problem.seed, "sampler"), settings)
         limited = replace(budget, architectures=min(budget.architectures, settings.trials))
         evaluate = trained_alone(problem, settings.epochs_alone)

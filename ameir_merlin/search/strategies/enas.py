@@ -12,6 +12,7 @@ from ameir_merlin.progress import Silent
 from ameir_merlin.search.account import Budget
 from ameir_merlin.search.candidates import seeded_supernet
 from ameir_merlin.search.fair import FairPaths
+from ameir_merlin.search.pipeline import begin
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.scoring import score_blocks
 from ameir_merlin.search.strategies.controller import Controller
@@ -75,6 +76,7 @@ def search_enas(problem: Problem, budget: Budget, settings: StrategySettings) ->
     done = Found.load(problem.folder)
     if done is not None:
         return done
+    begin(problem)
     choices = whole_choices(problem, settings)
     supernet, ledger = seeded_supernet(problem, choices, "whole"), Ledger(problem)
     controller = Controller(choices, settings.controller, derive(problem.seed, "enas"))

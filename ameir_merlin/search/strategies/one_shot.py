@@ -22,7 +22,7 @@ from ameir_merlin.search.candidates import (
     top,
 )
 from ameir_merlin.search.oneshot import Companion, Update, paths_update, train_one_shot
-from ameir_merlin.search.pipeline import FINALISTS, WHOLE
+from ameir_merlin.search.pipeline import FINALISTS, WHOLE, begin
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.record import StepRecord
 from ameir_merlin.search.scoring import score_blocks
@@ -137,6 +137,7 @@ def search_one_shot(problem: Problem, budget: Budget, settings: StrategySettings
     done = Found.load(problem.folder)
     if done is not None:
         return done
+    begin(problem)
     choices = whole_choices(problem, settings)
     supernet, ledger = seeded_supernet(problem, choices, "whole"), Ledger(problem)
     history = train_whole(problem, settings, supernet, ledger, update=paths_update(problem.settings.paths))

@@ -20,6 +20,7 @@ from ameir_merlin.models.supernet import Supernet
 from ameir_merlin.progress import Silent
 from ameir_merlin.search.account import Budget
 from ameir_merlin.search.candidates import seeded_supernet
+from ameir_merlin.search.pipeline import begin
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.scoring import score_blocks
 from ameir_merlin.search.strategies.found import Found
@@ -238,6 +239,7 @@ def _search(kind: type[Relaxation]):
         done = Found.load(problem.folder)
         if done is not None:
             return done
+        begin(problem)
         choices = whole_choices(problem, settings)
         supernet, ledger = seeded_supernet(problem, choices, "whole"), Ledger(problem)
         updates = math.ceil(problem.train.rows / problem.settings.batch_size) * passes(problem, settings)
