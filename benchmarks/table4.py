@@ -53,7 +53,7 @@ def strategy(name: str) -> Row:
 
     def row(bench: Bench, seed: int) -> Figures:
         variant = "C" if bench.schema.label.task == "click" else "A"
-        problem = bench.problem(seed, f"table4-{name}", variant)
+        problem = bench.problem(seed, f"table4-{name}", variant, name)
         budget = Budget()
         file = row_file(bench.folder, "ameir", seed)
         if name in ALONE and file.exists():

@@ -102,11 +102,12 @@ class Bench:
         """`count` at the budget, at least 1 unless it is 0."""
         return min(count, max(1, math.ceil(count * self.budget)))
 
-    def problem(self, seed: int, name: str, variant: str, **backbone: Any) -> Problem:
-        """A search of `variant` at the budget, in its own folder under `name`."""
+    def problem(self, seed: int, name: str, variant: str, strategy: str = "ameir", **backbone: Any) -> Problem:
+        """A search of `variant` by `strategy`, whatever the configuration's is, in its own folder under `name`."""
         s = self.config.search
         settings = dataclasses.replace(
             s,
+            strategy=strategy,
             variant=variant,
             candidates=max(s.top, s.finalists, self.share(s.candidates)),
             top=max(1, min(s.top, self.share(2 * s.top))),

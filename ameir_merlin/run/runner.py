@@ -177,7 +177,7 @@ class Run:
         self.stage("prepare")
 
     def search(self) -> Architecture:
-        """The three-step search; the architecture that it found."""
+        """The search, by `search.strategy`; the architecture that it found."""
         self.stage("search")
         return self.architecture
 
