@@ -94,10 +94,12 @@ def library_python(library: Library, env: Path, progress: Progress) -> Path:
     Of several commands that want it, one makes it and the others wait.
     """
     wanted, stamp, python = [*library.requirements, library.package], env / "installed.json", env / "bin" / "python"
+    if stamp.exists() and read_json(stamp) == wanted:
+        return python
     env.parent.mkdir(parents=True, exist_ok=True)
     with (env.parent / f"{env.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if stamp.exists() and read_json(stamp) == wanted:
+        if stamp.exists() and read_json(stamp) == wanted:  # made while this one waited
             return python
         progress.say(f"setting up {library.package} in {env}")
         log, pip = env.parent / f"{env.name}.log", [str(python), "-m", "pip", "install", "--quiet"]

@@ -278,9 +278,10 @@ def row_file(folder: Path, name: str, seed: int) -> Path:
 
 
 def fingerprint(bench: Bench) -> dict[str, Any]:
-    """What rows must share to stand in one table."""
+    """What rows must share to stand in one table; the strategy is each row's own."""
     config = bench.config
     parts = {part: asdict(getattr(config, part)) for part in ("model", "search", "train", "baselines")}
+    del parts["search"]["strategy"]
     return json.loads(
         json.dumps(
             {

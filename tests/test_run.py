@@ -31,6 +31,7 @@ from ameir_merlin.run import STAGES, Run, Stage
 from ameir_merlin.run.measure import measured
 from ameir_merlin.run.metrics import planted_recall
 from ameir_merlin.run.seeds import spread
+from ameir_merlin.run.stages import checked_strategy
 
 
 class Recorder:
@@ -409,6 +410,21 @@ def test_a_run_searches_the_whole_space_at_once_where_asked(tiny, whole):
     assert json.loads((folder / "metrics.json").read_text())["splits"]["test"]["auc"] > 0
     page = (folder / "report.html").read_text()
     assert "The whole space at once: 24 candidates" in page
+
+
+def test_torchrun_around_a_search_of_the_whole_space_is_refused_at_the_door(place, monkeypatch):
+    """Before anything is there; where the search is done, the others share what comes after it."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = pytest.raises(UserError, match=r"search\.strategy: 'oneshot' works in one process; expected no torchrun")
+    with told, begin(place, made_up([]), "search.strategy='oneshot'"):
+        pass
+    assert not (place / "run").exists()
+    checked_strategy(load_config(place / "conf" / "small.toml"), alone=False)
+    config = load_config(place / "conf" / "small.toml", ["search.strategy='oneshot'"])
+    checked_strategy(config, alone=True)
+    with pytest.raises(UserError, match="works in one process"):
+        checked_strategy(config, alone=False)
 
 
 def test_an_automl_baseline_goes_on_after_a_kill(tiny, whole, monkeypatch):

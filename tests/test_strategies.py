@@ -14,7 +14,6 @@ from strategy_cases import Killed, architectures, as_set
 from ameir_merlin.errors import UserError
 from ameir_merlin.models.supernet import Supernet
 from ameir_merlin.progress import Silent
-from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.search.account import Account, Budget
 from ameir_merlin.search.pipeline import make_problem, train_finalists
 from ameir_merlin.search.record import StepRecord
@@ -26,7 +25,7 @@ from ameir_merlin.space import Architecture
 from ameir_merlin.train.settings import TrainSettings
 
 
-def problem_in(folder: Path, schema=SCHEMA, ranks=ONE, **changes):
+def problem_in(folder: Path, schema=SCHEMA, **changes):
     """A tiny search over `schema`."""
     click = schema.label.task == "click"
     own = {
@@ -56,7 +55,6 @@ def problem_in(folder: Path, schema=SCHEMA, ranks=ONE, **changes):
         TrainSettings(epochs=1, batch_size=32, objective="" if click else "softmax"),
         folder=folder,
         seed=3,
-        ranks=ranks,
     )
 
 
@@ -170,14 +168,6 @@ def test_an_account_adds_up_and_says_when_a_limit_is_reached(tmp_path: Path):
 def test_a_run_can_name_every_strategy_there_is():
     named = get_args(get_type_hints(SearchSettings)["strategy"])
     assert sorted(named) == sorted(STRATEGIES)
-
-
-def test_other_strategies_than_the_three_steps_are_refused_in_several_processes(tmp_path: Path):
-    two = Ranks(size=2)
-    problem_in(tmp_path, ranks=two)
-    for name in sorted({*STRATEGIES} - {"ameir"}):
-        with pytest.raises(UserError, match=rf"search\.strategy: '{name}' works in one process, not in 2"):
-            problem_in(tmp_path, ranks=two, strategy=name)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

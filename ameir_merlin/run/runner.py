@@ -13,12 +13,12 @@ from ameir_merlin.config import Config
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import read_json, write_json
 from ameir_merlin.progress import Progress, Silent
-from ameir_merlin.ranks import Ranks
+from ameir_merlin.ranks import Ranks, launched
 from ameir_merlin.run.folder import CONFIG, RunFolder, clear, discard, locked, refuse_foreign
 from ameir_merlin.run.launch import follow, launch
 from ameir_merlin.run.measure import measured
 from ameir_merlin.run.metrics import gather
-from ameir_merlin.run.stages import STAGES, Stage, Workspace, baseline, checked_device, checked_graphs
+from ameir_merlin.run.stages import STAGES, Stage, Workspace, baseline, checked_device, checked_graphs, checked_strategy
 from ameir_merlin.space.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Run:
         progress = progress or Silent()
         device = checked_device(device)
         checked_graphs(config, device)
+        checked_strategy(config, not launched() or (Path(folder) / "stages" / "search.json").exists())
         ranks = _joined(device, stages or STAGES)
         with locked(folder):
             new = not (Path(folder) / CONFIG).exists()

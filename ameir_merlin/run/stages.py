@@ -100,6 +100,14 @@ def checked_graphs(config: Config, device: str) -> None:
         checked_paths("graph", device or ("cuda" if torch.cuda.is_available() else "cpu"), 1)
 
 
+def checked_strategy(config: Config, alone: bool) -> None:
+    """`UserError` where a search is to be shared out over processes that does not know how: only the three steps do."""
+    if config.search.strategy != "ameir" and not alone:
+        raise UserError(
+            f"search.strategy: '{config.search.strategy}' works in one process; expected no torchrun around the search"
+        )
+
+
 def prepare(workspace: Workspace) -> Figures:
     """Raw files → data/ (Parquet, schema, vocabularies)."""
     run = workspace.run
@@ -151,6 +159,7 @@ def search(workspace: Workspace) -> Figures:
     from ameir_merlin.search.account import Budget
     from ameir_merlin.search.strategies import STRATEGIES, StrategySettings
 
+    checked_strategy(workspace.run.config, workspace.ranks.size == 1)
     problem = _problem(workspace)
     found = STRATEGIES[problem.settings.strategy](problem, Budget(), StrategySettings())
     if workspace.ranks.first:

@@ -95,8 +95,6 @@ def make_problem(
         )
     if settings.variant != "A" and not settings.hidden:
         raise UserError("search.hidden: Step 2 needs a pre-defined hidden layer")
-    if settings.strategy != "ameir" and ranks.size > 1:
-        raise UserError(f"search.strategy: '{settings.strategy}' works in one process, not in {ranks.size}")
     if settings.variant == "C" and not settings.mlp_layers:
         raise UserError("search.mlp_layers: variant 'C' searches hidden layers, expected at least 1")
     return Problem(

@@ -15,8 +15,10 @@ class SearchSettings:
 
     strategy: how the space is searched: "ameir", by the three steps (Section 2.3), or by one of the methods that
     Appendix C.4 compares them with, with its settings there (`search.strategies`): "oneshot" trains one net of the
-    whole space at once, and scores random candidates by its weights; "random", "rl" and "evolution" train hundreds of
-    architectures alone. These heed the keys below that are not said to be of one step.
+    whole space at once, for `epochs_behaviour` and `epochs_mlp` passes together, scores three times `candidates` by
+    its weights and fine-tunes the best `top` of them for `epochs_further`; "random", "rl" and "evolution" train
+    hundreds of architectures alone, whose finalists begin with new weights. None of them has a use for the keys of
+    Step 2, `epochs_warmup` and `distinct_activations`, and their `ablations` all begin with new weights.
     variant: what is searched: "A" behaviours only, "B" and interactions, "C" and the MLP; "I" interactions without
     behaviours: with `shortcut = "fm"` Table 5's "MLP + FM", with "se" AMEIR-B of such data. (Table 3's AMEIR-I,
     interactions in the FM part alone, is made by `benchmarks.table3`.)
