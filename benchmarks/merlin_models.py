@@ -6,7 +6,7 @@ They see the univalent and dense columns of the prepared rows (their input block
 configuration's embedding size, hidden layers, batch size and learning rate; the weights of the best pass by validation
 AUC are measured. `merlin dlrm` and `merlin dcn` are as the package ships them: embeddings drawn from N(0, 1), no
 dropout, no decay, DCN's deep part upon its cross layers. `..., regularised` are what its user would make of them on
-small data: `Regularised`. Rows are kept in --out as they are finished. The last line of standard output is JSON.
+small data: `REGULARISED`. Rows are kept in --out as they are finished. The last line of standard output is JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import dataclasses
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ def loader(data: Path, split: str, schema: FeatureSchema, size: int) -> Any:
 
 
 @dataclass(frozen=True)
-class Shipped:
-    """What the package does where its user says nothing.
+class Ways:
+    """How one of Merlin's models is made and trained; by default as the package does it where its user says nothing.
 
     embedding_init: embeddings start uniform in [-embedding_init, embedding_init]; None leaves N(0, 1). decay: of Adam,
     on all weights. dropout: whether hidden layers have the configuration's. stacked: DCN's hidden layers follow its
@@ -64,17 +65,12 @@ class Shipped:
     stacked: bool = True
 
 
-@dataclass(frozen=True)
-class Regularised(Shipped):
-    """What served MovieLens-100K by time best, test figures in view (`PERFORMANCE.md`): none is to lose by defaults."""
-
-    embedding_init: float | None = 0.05
-    decay: float = 1e-4
-    dropout: bool = True
-    stacked: bool = False
+SHIPPED = Ways()
+# What served MovieLens-100K by time best, test figures in view (`PERFORMANCE.md`): no rival is to lose by its defaults.
+REGULARISED = Ways(embedding_init=0.05, decay=1e-4, dropout=True, stacked=False)
 
 
-def made(name: str, schema: FeatureSchema, bench: Bench, ways: Shipped) -> Any:
+def made(name: str, schema: FeatureSchema, bench: Bench, ways: Ways) -> Any:
     """DLRM ("dlrm") or DCN ("dcn") with the configuration's sizes, for clicks."""
     import merlin.models.torch as mm
     from merlin.schema import Tags
@@ -115,12 +111,54 @@ def start_embeddings(model: nn.Module, init: float) -> None:
             nn.init.uniform_(module.weight, -init, init)
 
 
-def row(name: str, data: Path, ways: Shipped) -> Row:
+def trained(model: Any, splits: dict[str, Any], epochs: int, told: Callable[[str], None]) -> tuple[int, float]:
+    """Train `model` until `PATIENCE` passes bring nothing, and leave it with its best pass's weights.
+
+    Returns how many passes there were, and their seconds without validation. `UserError` if it diverges.
+    """
+    from pytorch_lightning import Callback, Trainer
+
+    class Best(Callback):
+        """Keeps the weights of the best pass, and ends a training that gains no more."""
+
+        def __init__(self) -> None:
+            self.score, self.epoch, self.passes, self.seconds = -math.inf, 0, 0, 0.0
+            self.weights: dict[str, torch.Tensor] = {}
+
+        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            self.seconds += time.perf_counter() - self.began
+            self.passes += 1
+            score = measure(module, splits["valid"])["auc"]
+            if not math.isfinite(score):
+                raise UserError(f"validation AUC is {score} after pass {self.passes}; lower train.learning_rate")
+            told(f"pass {self.passes}: valid auc {score:.4f}")
+            if score > self.score:
+                self.score, self.epoch = score, self.passes
+                self.weights = {key: value.clone() for key, value in module.state_dict().items()}
+            trainer.should_stop = self.passes - self.epoch >= PATIENCE
+
+    best = Best()
+    trainer = Trainer(
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="auto",
+        callbacks=[best],
+    )
+    trainer.fit(model, splits["train"])
+    model.load_state_dict(best.weights)
+    return best.passes, best.seconds
+
+
+def row(name: str, data: Path, ways: Ways) -> Row:
     """Row of one of Merlin's models."""
 
     def function(bench: Bench, seed: int) -> Figures:
-        from pytorch_lightning import Callback, Trainer
-
         schema, settings = part_of(bench.schema), bench.training()
         torch.manual_seed(seed)
         splits = {split: loader(data, split, schema, settings.batch_size) for split in ("train", "valid", "test")}
@@ -128,47 +166,14 @@ def row(name: str, data: Path, ways: Shipped) -> Row:
         model.initialize(splits["train"])
         if ways.embedding_init is not None:
             start_embeddings(model, ways.embedding_init)
-
-        class Best(Callback):
-            """Keeps the weights of the best pass, and ends a training that gains no more."""
-
-            def __init__(self) -> None:
-                self.score, self.epoch, self.passes, self.seconds = -math.inf, 0, 0, 0.0
-                self.weights: dict[str, torch.Tensor] = {}
-
-            def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-                self.began = time.perf_counter()
-
-            def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-                self.seconds += time.perf_counter() - self.began
-                self.passes += 1
-                score = measure(module, splits["valid"])["auc"]
-                if not math.isfinite(score):
-                    raise UserError(f"merlin {name}, seed {seed}: validation AUC is {score}; lower train.learning_rate")
-                bench.progress.say(f"merlin {name}, seed {seed}, pass {self.passes}: valid auc {score:.4f}")
-                if score > self.score:
-                    self.score, self.epoch = score, self.passes
-                    self.weights = {key: value.clone() for key, value in module.state_dict().items()}
-                trainer.should_stop = self.passes - self.epoch >= PATIENCE
-
-        best = Best()
-        trainer = Trainer(
-            max_epochs=settings.epochs,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            accelerator="auto",
-            callbacks=[best],
-        )
-        trainer.fit(model, splits["train"])
-        model.load_state_dict(best.weights)
+        told = f"merlin {name}, seed {seed}, "
+        passes, seconds = trained(model, splits, settings.epochs, lambda line: bench.progress.say(told + line))
         return {
             "test": measure(model, splits["test"]),
             "valid": measure(model, splits["valid"]),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "examples_per_second": best.passes * bench.splits["train"].rows / best.seconds,
-            "epochs": best.passes,
+            "examples_per_second": passes * bench.splits["train"].rows / seconds,
+            "epochs": passes,
         }
 
     return function
@@ -193,7 +198,7 @@ def table(data: Path) -> Table:
     rows = {
         f"merlin {name}{suffix}": row(name, data, ways)
         for name in ("dlrm", "dcn")
-        for suffix, ways in (("", Shipped()), (", regularised", Regularised()))
+        for suffix, ways in (("", SHIPPED), (", regularised", REGULARISED))
     }
     return Table("merlin_models", "Merlin Models' own", rows, ("auc", "logloss"), "", columns=("parameters", "seconds"))
 

@@ -156,7 +156,7 @@ def test_next_item_models_are_refused():
 @pytest.mark.parametrize("name", ["dlrm", "dcn"])
 def test_merlins_own_models_are_trained_and_measured(name, dense, tmp_path: Path, monkeypatch):
     from ameir_merlin.config import load_config
-    from benchmarks.merlin_models import Regularised, Shipped, part_of, row
+    from benchmarks.merlin_models import REGULARISED, SHIPPED, part_of, row
     from benchmarks.tables import WORKFLOWS, Bench
 
     kept = tuple(f for f in SCHEMA.fields if dense or f.kind != "dense")
@@ -169,7 +169,7 @@ def test_merlins_own_models_are_trained_and_measured(name, dense, tmp_path: Path
     said = []
     monkeypatch.setattr(bench.progress, "say", said.append)
     monkeypatch.setattr("benchmarks.merlin_models.PATIENCE", 1)
-    for ways in (Shipped(), Regularised()):
+    for ways in (SHIPPED, REGULARISED):
         figures = row(name, tmp_path, ways)(bench, 1)
         scores = [float(line.rsplit(" ", 1)[1]) for line in said]
         ended = [n for n in range(1, 8) if n - 1 - scores[:n].index(max(scores[:n])) >= 1]
@@ -186,7 +186,7 @@ def test_merlins_own_models_are_trained_and_measured(name, dense, tmp_path: Path
 @pytest.mark.parametrize("name", ["dlrm", "dcn"])
 def test_merlins_own_embeddings_start_small_where_asked(name, tmp_path: Path):
     from ameir_merlin.config import load_config
-    from benchmarks.merlin_models import Shipped, loader, made, part_of, start_embeddings
+    from benchmarks.merlin_models import SHIPPED, loader, made, part_of, start_embeddings
     from benchmarks.tables import WORKFLOWS, Bench
 
     schema = part_of(SCHEMA)
@@ -194,7 +194,7 @@ def test_merlins_own_embeddings_start_small_where_asked(name, tmp_path: Path):
         write_split(tmp_path / split, SCHEMA, random_batch(SCHEMA, 64, 1))
     SCHEMA.save(tmp_path / "schema.json")
     config = load_config(WORKFLOWS / "movielens.toml", [], definition=False)
-    model = made(name, schema, Bench.open(tmp_path, config, tmp_path / "out", device="cpu"), Shipped())
+    model = made(name, schema, Bench.open(tmp_path, config, tmp_path / "out", device="cpu"), SHIPPED)
     model.initialize(loader(tmp_path, "train", schema, 16))
     tables = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
     assert sum(len(table) for table in tables) >= sum(f.cardinality for f in schema.sparse)

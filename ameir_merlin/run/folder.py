@@ -36,6 +36,11 @@ ENVIRONMENT = "environment.json"
 LOCK = ".lock"
 
 
+def marker_of(folder: Path, stage: str) -> Path:
+    """The file that says that `stage` of the run in `folder` is finished."""
+    return folder / "stages" / f"{stage}.json"
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run folder with its configuration. Make one with `create` or `open`, inside `locked`."""
@@ -65,7 +70,7 @@ class RunFolder:
 
     def marker(self, stage: str) -> Path:
         """The file that says that `stage` is finished."""
-        return self.path / "stages" / f"{stage}.json"
+        return marker_of(self.path, stage)
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What the marker of `stage` says, or None while it is not finished."""

@@ -14,7 +14,7 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.files import read_json, write_json
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.ranks import Ranks, launched
-from ameir_merlin.run.folder import CONFIG, RunFolder, clear, discard, locked, refuse_foreign
+from ameir_merlin.run.folder import CONFIG, RunFolder, clear, discard, locked, marker_of, refuse_foreign
 from ameir_merlin.run.launch import follow, launch
 from ameir_merlin.run.measure import measured
 from ameir_merlin.run.metrics import gather
@@ -65,9 +65,7 @@ class Run:
         what the user gave, a folder made for it is taken back.
         """
         progress = progress or Silent()
-        device = checked_device(device)
-        checked_graphs(config, device)
-        checked_strategy(config, not launched() or (Path(folder) / "stages" / "search.json").exists())
+        device = _checked(config, folder, device)
         ranks = _joined(device, stages or STAGES)
         with locked(folder):
             new = not (Path(folder) / CONFIG).exists()
@@ -84,7 +82,7 @@ class Run:
     @classmethod
     def foresee(cls, config: Config, folder: str | Path, *, device: str = "") -> None:
         """`UserError` for what would stop a run of `config` in `folder` before its data are looked at."""
-        checked_graphs(config, checked_device(device))
+        _checked(config, folder, device)
         if not (Path(folder) / CONFIG).is_file():
             refuse_foreign(folder, config)
             for stage in STAGES.values():
@@ -232,6 +230,14 @@ class Run:
         path, metrics = self.path / "metrics.json", self.metrics
         if not path.is_file() or read_json(path) != metrics:
             write_json(path, metrics)
+
+
+def _checked(config: Config, folder: str | Path, device: str) -> str:
+    """`device`, if it is there and `config` can be searched on it, by as many processes as there are."""
+    device = checked_device(device)
+    checked_graphs(config, device)
+    checked_strategy(config, alone=marker_of(Path(folder), "search").exists() or not launched())
+    return device
 
 
 def _joined(device: str, stages: dict[str, Stage]) -> Ranks:

@@ -219,7 +219,8 @@ def _trained_baseline(workspace: Workspace, name: str) -> nn.Module:
     from ameir_merlin.train.loop import fit, seeded
 
     config, device = workspace.run.config, workspace.torch_device
-    options, resume = config.baselines.options.get(name, {}), workspace.run.baseline(name) / CHECKPOINT
+    options = config.baselines.options.get(name, {})
+    resume = workspace.run.baseline(name) / CHECKPOINT
     if name in AUTOML:
         return AUTOML[name](
             workspace.schema,

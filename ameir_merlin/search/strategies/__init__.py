@@ -2,28 +2,23 @@
 
 A strategy is called as `strategy(problem, budget, settings)`. It leaves its finalists in the problem's folder, where
 `pipeline.train_finalists` takes them from, and goes on there if it was interrupted. `SearchSettings.strategy` names the
-one of a run. All keep the same account. A budget
-limits those that train every architecture alone; the others end with their passes, whatever it is, as learning rates
-that fall to the end of a training want to know it beforehand.
+one of a run. All keep the same account. A budget limits those that train every architecture alone; the others end with
+their passes, whatever it is, as learning rates that fall to the end of a training want to know it beforehand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from ameir_merlin.search.account import Budget
-from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.strategies.alone import search_evolution, search_random, search_rl
 from ameir_merlin.search.strategies.enas import search_enas
-from ameir_merlin.search.strategies.found import Found
+from ameir_merlin.search.strategies.found import Strategy
 from ameir_merlin.search.strategies.one_shot import search_one_shot
 from ameir_merlin.search.strategies.relaxation import search_darts, search_snas
 from ameir_merlin.search.strategies.settings import StrategySettings
 from ameir_merlin.search.strategies.three_steps import search_ameir
 
-Strategy = Callable[[Problem, Budget, StrategySettings], Found]
+__all__ = ["ALONE", "STRATEGIES", "StrategySettings"]
 
-# name -> the method; adding one is a file and a line. The first three train every architecture alone.
+# name -> the method; adding one is a file, a line here, and its name in `SearchSettings.strategy`. The first three train every architecture alone.
 STRATEGIES: dict[str, Strategy] = {
     "random": search_random,
     "rl": search_rl,

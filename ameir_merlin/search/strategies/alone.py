@@ -14,10 +14,10 @@ from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.search.account import Account, Budget
 from ameir_merlin.search.candidates import save_finalists
 from ameir_merlin.search.journal import Journal
-from ameir_merlin.search.pipeline import FINALISTS, begin
+from ameir_merlin.search.pipeline import FINALISTS
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.strategies.evolution import Evolution
-from ameir_merlin.search.strategies.found import Found
+from ameir_merlin.search.strategies.found import Found, done_once
 from ameir_merlin.search.strategies.one_shot import whole_choices
 from ameir_merlin.search.strategies.rl import RL
 from ameir_merlin.search.strategies.sampler import Sampler
@@ -109,11 +109,8 @@ def search_alone(make: Callable[[Choices, int, StrategySettings], Sampler]):
     them out of its last population).
     """
 
+    @done_once
     def strategy(problem: Problem, budget: Budget, settings: StrategySettings) -> Found:
-        done = Found.load(problem.folder)
-        if done is not None:
-            return done
-        begin(problem)
         sampler = make(whole_choices(problem, settings), derive(problem.seed, "sampler"), settings)
         limited = replace(budget, architectures=min(budget.architectures, settings.trials))
         evaluate = trained_alone(problem, settings.epochs_alone)
@@ -128,7 +125,7 @@ def search_alone(make: Callable[[Choices, int, StrategySettings], Sampler]):
             with seeded(derive(problem.seed, "alone finalist", place), problem.device):
                 models.append(Ameir(problem.schema, architecture, problem.backbone))
         save_finalists(problem.folder / FINALISTS, models)
-        return Found(best[0], account).save(problem.folder)
+        return Found(best[0], account)
 
     return strategy
 

@@ -12,11 +12,10 @@ from ameir_merlin.progress import Silent
 from ameir_merlin.search.account import Budget
 from ameir_merlin.search.candidates import seeded_supernet
 from ameir_merlin.search.fair import FairPaths
-from ameir_merlin.search.pipeline import begin
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.scoring import score_blocks
 from ameir_merlin.search.strategies.controller import Controller
-from ameir_merlin.search.strategies.found import Found
+from ameir_merlin.search.strategies.found import Found, done_once
 from ameir_merlin.search.strategies.one_shot import Ledger, choose, train_whole, whole_choices
 from ameir_merlin.search.strategies.settings import StrategySettings
 from ameir_merlin.seeds import derive
@@ -71,12 +70,9 @@ class Phase:
         self.turns = int(state["turns"])
 
 
+@done_once
 def search_enas(problem: Problem, budget: Budget, settings: StrategySettings) -> Found:
     """Shared weights and controller in turns; at the end, the best of what the policy proposes."""
-    done = Found.load(problem.folder)
-    if done is not None:
-        return done
-    begin(problem)
     choices = whole_choices(problem, settings)
     supernet, ledger = seeded_supernet(problem, choices, "whole"), Ledger(problem)
     controller = Controller(choices, settings.controller, derive(problem.seed, "enas"))

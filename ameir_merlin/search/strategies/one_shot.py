@@ -22,11 +22,11 @@ from ameir_merlin.search.candidates import (
     top,
 )
 from ameir_merlin.search.oneshot import Companion, Update, paths_update, train_one_shot
-from ameir_merlin.search.pipeline import FINALISTS, WHOLE, begin
+from ameir_merlin.search.pipeline import FINALISTS, WHOLE
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.record import StepRecord
 from ameir_merlin.search.scoring import score_blocks
-from ameir_merlin.search.strategies.found import Found
+from ameir_merlin.search.strategies.found import Found, done_once
 from ameir_merlin.search.strategies.settings import StrategySettings
 from ameir_merlin.seeds import derive as derive_seed
 from ameir_merlin.space import Architecture, Choices
@@ -129,15 +129,12 @@ def choose(
     ledger.book(1 + tuned, tuned * problem.settings.epochs_further * problem.train.rows)
     best = [Architecture.from_json(record.trial(n).candidate) for n in record.finalists]
     save_finalists(problem.folder / FINALISTS, [derive(supernet, a) for a in best])
-    return Found(best[0], ledger.account).save(problem.folder)
+    return Found(best[0], ledger.account)
 
 
+@done_once
 def search_one_shot(problem: Problem, budget: Budget, settings: StrategySettings) -> Found:
     """One-shot random search (Li and Talwalkar 2019): fair paths over the whole space, then random candidates."""
-    done = Found.load(problem.folder)
-    if done is not None:
-        return done
-    begin(problem)
     choices = whole_choices(problem, settings)
     supernet, ledger = seeded_supernet(problem, choices, "whole"), Ledger(problem)
     history = train_whole(problem, settings, supernet, ledger, update=paths_update(problem.settings.paths))

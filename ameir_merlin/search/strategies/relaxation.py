@@ -20,10 +20,9 @@ from ameir_merlin.models.supernet import Supernet
 from ameir_merlin.progress import Silent
 from ameir_merlin.search.account import Budget
 from ameir_merlin.search.candidates import seeded_supernet
-from ameir_merlin.search.pipeline import begin
 from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.scoring import score_blocks
-from ameir_merlin.search.strategies.found import Found
+from ameir_merlin.search.strategies.found import Found, done_once
 from ameir_merlin.search.strategies.one_shot import Ledger, choose, passes, train_whole, whole_choices
 from ameir_merlin.search.strategies.settings import RelaxationSettings, StrategySettings
 from ameir_merlin.seeds import derive
@@ -234,12 +233,9 @@ def as_training_rows(batch: Batch, problem: Problem) -> Batch:
 
 
 def _search(kind: type[Relaxation]):
+    @done_once
     def strategy(problem: Problem, budget: Budget, settings: StrategySettings) -> Found:
         """See `Darts` and `Snas`."""
-        done = Found.load(problem.folder)
-        if done is not None:
-            return done
-        begin(problem)
         choices = whole_choices(problem, settings)
         supernet, ledger = seeded_supernet(problem, choices, "whole"), Ledger(problem)
         updates = math.ceil(problem.train.rows / problem.settings.batch_size) * passes(problem, settings)
