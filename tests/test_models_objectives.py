@@ -1,191 +1,28 @@
-"""Training objectives against loops written from the papers: Eqn. 6, Eqn. 7 and the baselines' own."""
+"""Training objectives against loops written from the papers: Eqn. 6, Eqn. 7, softmax, gBCE, masked items."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
-from model_cases import RETRIEVAL_SCHEMAS, training_batch
+from model_cases import training_batch
+from objective_cases import ITEMS, Echo, generator, sigmoid, window
 from scipy.stats import chisquare
 from torch import nn
 from torch.testing import assert_close
 
 from ameir_merlin.batch import Batch, Output
 from ameir_merlin.models import build
-from ameir_merlin.train.objectives import OBJECTIVES, pairwise
-from ameir_merlin.train.objectives.clip import clip, every_cut
+from ameir_merlin.train.objectives import OBJECTIVES
+from ameir_merlin.train.objectives.clip import clip
 from ameir_merlin.train.objectives.gbce import GBCE, beta, gbce
 from ameir_merlin.train.objectives.linear_softmax import linear_cross_entropy
 from ameir_merlin.train.objectives.masked import MaskedItems, crop
-from ameir_merlin.train.objectives.pairwise import BPR, BPRMax, bpr_max
 from ameir_merlin.train.objectives.questions import ask
 from ameir_merlin.train.objectives.sampled import SampledBinary, draw_negatives
 from ameir_merlin.train.objectives.sampled_softmax import SampledSoftmax, log_chance, log_uniform
-
-ITEMS = RETRIEVAL_SCHEMAS["items"]
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
-
-
-class Echo(nn.Module):
-    """A causal model whose query tells the item it was asked after: one-hot."""
-
-    causal = True
-    schema = ITEMS
-
-    def every_position(self, batch):
-        return Output(query=torch.eye(17)[batch.history["history_item"]], items=torch.eye(17))
-
-
-class EchoOnce(Echo):
-    """The same, asked after one item a row."""
-
-    causal = False
-
-    def forward(self, batch):
-        return Output(query=torch.eye(17)[batch.history["history_item"][:, -1]], items=torch.eye(17))
-
-
-def window(*rows):
-    ids = torch.zeros(len(rows), 17, dtype=torch.int64)
-    for row, items in enumerate(rows):
-        ids[row, 17 - len(items) :] = torch.tensor(items)
-    return Batch(history={"history_item": ids}, mask=ids > 0, dense=torch.empty(len(rows), 0))
-
-
-@pytest.mark.parametrize("kind", [Echo, EchoOnce])
-def test_a_model_is_asked_after_each_of_the_latest_items(kind):
-    full = [3 + i % 14 for i in range(17)]
-    windows = window([5, 6, 7], full, [9], [4, 2, 8])
-    asked = ask(kind(), windows)
-    pairs = Counter()
-    for query, targets, of in zip(asked.query, asked.targets.tolist(), asked.windows.tolist()):
-        row = windows.history["history_item"].tolist().index(of)
-        pairs.update((row, q.argmax().item(), t) for q, t in zip(query, targets) if t)
-    expected = [(0, 5, 6), (0, 6, 7), (3, 2, 8)]  # one item is not enough, an unseen one (2) is no target
-    assert pairs == Counter(expected + [(1, *pair) for pair in list(itertools.pairwise(full))[-12:]])
-    query, target = asked.flat()
-    assert len(query) == len(target) == asked.total == 2 + 12 + 1
-
-
-def test_a_cut_has_the_items_before_it_and_the_one_after_it():
-    """Windows of 17, of histories of at most 5: the cuts of the latest five places alone."""
-    cut, following, row = every_cut(window(list(range(3, 17)), [7, 8, 9]), 5)
-    found = [
-        (r, ids[real].tolist(), t)
-        for r, ids, real, t in zip(row.tolist(), cut.history["history_item"], cut.mask, following.tolist())
-    ]
-    assert found == [(0, list(range(t - 5, t)), t) for t in range(12, 17)] + [(1, [7], 8), (1, [7, 8], 9)]
-    assert torch.equal(cut.mask, cut.history["history_item"] > 0)
-    assert cut.history["history_item"].shape == (7, 5)
-
-
-def test_windows_that_are_not_asked_fill_a_batch_up():
-    cut, following, row = every_cut(window([7], [4, 5], [9]), 5)
-    assert cut.history["history_item"].tolist() == [[0, 0, 0, 0, 4], [0, 0, 0, 0, 7], [0, 0, 0, 4, 5]]
-    assert (following.tolist(), row.tolist()) == ([5, 0, 0], [1, 0, 1])
-    assert torch.equal(cut.mask, cut.history["history_item"] > 0)
-
-
-@pytest.mark.parametrize(("multiple", "kept"), [(1, 7), (3, 6), (4, 4), (7, 7), (9, 7)])
-def test_cuts_come_in_multiples_as_long_as_there_are_so_many(multiple, kept):
-    batch = window(list(range(3, 17)), [7, 8, 9])
-    cut, following, row = every_cut(batch, 5, multiple)
-    whole, all_following, all_row = every_cut(batch, 5)
-    assert cut.size == kept
-    assert torch.equal(cut.history["history_item"], whole.history["history_item"][:kept])
-    assert torch.equal(following, all_following[:kept])
-    assert torch.equal(row, all_row[:kept])
-
-
-def test_windows_no_longer_than_the_model_s_length_are_refused():
-    with pytest.raises(ValueError, match=r"windows of 17 items, expected more than the 17"):
-        every_cut(window([3, 4]), 17)
-
-
-def test_each_path_is_asked_as_often():
-    """Through what trains a supernet: the rows that it sees are a multiple of its paths, and their loss a mean."""
-
-    class Three(EchoOnce):
-        paths = 3
-
-    batch = window([3, 4, 5, 6, 7], [7, 8, 9, 10], [5, 6])  # 4 + 3 + 1 questions
-    asked = ask(Three(), batch)
-    assert asked.query.shape[0] == asked.total == 6
-    assert asked.targets.flatten().tolist() == [4, 5, 6, 7, 8, 9]
-
-
-def test_every_cut_keeps_multivalent_fields_beside_their_items():
-    batch = training_batch(RETRIEVAL_SCHEMAS["items_genres"], rows=8)
-    genres = batch.history["history_genres"]
-    genres[:, :, 0] = batch.history["history_item"]
-    cut, _, row = every_cut(batch, 12)
-    assert torch.equal(cut.history["history_genres"][:, :, 0], cut.history["history_item"])
-    assert cut.history["history_genres"].shape[2] == genres.shape[2]
-    assert cut.mask[:, -1].all()
-    assert cut.dense.shape[0] == len(row)
-
-
-class OneByOne(nn.Module):
-    """A causal model that is asked as others are: one history a row."""
-
-    causal = False
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.schema = model, model.schema
-
-    def forward(self, batch):
-        return self.model(batch)
-
-
-@pytest.mark.parametrize("name", ["gru4rec", "stamp", "narm", "nextitnet"])
-def test_the_loss_is_that_of_the_same_model_asked_one_by_one(name):
-    """Of models without positions, and windows no longer than the model's length: where both see the same."""
-    model = build(name, ITEMS).eval()
-    batch = window([5, 6, 7, 3, 4, 9, 11], [9], [4, 2, 8, 8, 5], [3, 4])
-    losses = [OBJECTIVES["softmax"]()(m, batch, generator()) for m in (model, OneByOne(model))]
-    assert losses[0] > 1
-    assert_close(losses[0], losses[1])
-
-
-def test_clip_keeps_multivalent_fields_beside_their_items():
-    schema = RETRIEVAL_SCHEMAS["items_genres"]
-    batch = training_batch(schema, rows=8)
-    genres = batch.history["history_genres"]
-    genres[:, :, 0] = batch.history["history_item"]
-    clipped, following = clip(batch, 12, 5, generator())
-    assert torch.equal(clipped.history["history_genres"][:, :, 0], clipped.history["history_item"])
-    assert clipped.mask.any(1).all()
-    assert (following[:, 0] > 0).all()
-
-
-def test_clip_cuts_anywhere_and_the_five_items_after_the_cut_are_the_positives():
-    """Appendix D.2, on a window of twelve different items in order, and one of three."""
-    batch = window(list(range(3, 15)), [7, 8, 9])
-    cuts = [Counter(), Counter()]
-    for seed in range(600):
-        clipped, following = clip(batch, 6, 5, generator(seed))
-        for row, (first, last) in enumerate(((3, 14), (7, 9))):
-            history = clipped.history["history_item"][row][clipped.mask[row]].tolist()
-            end = history[-1]
-            assert history == list(range(max(first, end - 5), end + 1))  # the latest six
-            after = list(range(end + 1, min(end + 5, last) + 1))
-            assert following[row].tolist() == after + [0] * (5 - len(after))
-            cuts[row][end] += 1
-    for counts, places in zip(cuts, (11, 2)):
-        assert len(counts) == places
-        assert chisquare(list(counts.values())).pvalue > 0.001
 
 
 def test_negatives_are_uniform_and_never_of_the_window():
@@ -329,127 +166,6 @@ def test_scores_learned_from_samples_are_those_of_all_items():
         optimizer.step()
         rate.step()
     assert_close(model.items[3:, 0].softmax(0), shares, atol=0.01, rtol=0.1)
-
-
-def test_bpr_max_against_loops():
-    own = torch.tensor([[0.7], [-0.2]])
-    scores = torch.tensor([[0.1, 2.0, -1.0], [0.4, 0.3, 0.2]])
-    left_out = torch.tensor([[False, True, False], [False, False, False]])
-    for row in range(2):
-        kept = [s.item() for s, out in zip(scores[row], left_out[row]) if not out]
-        share = [math.exp(s) / sum(map(math.exp, kept)) for s in kept]
-        ranking = -math.log(sum(w * sigmoid(own[row].item() - s) for w, s in zip(share, kept)))
-        expected = ranking + 0.5 * sum(w * s * s for w, s in zip(share, kept))
-        assert abs(bpr_max(own, scores, left_out, 0.5)[row].item() - expected) < 1e-6
-
-
-def test_bpr_max_never_takes_a_question_s_target_as_its_negative():
-    # Two items only, one the target: the other is the sole negative, so each question's loss is known.
-    class Pair(Echo):
-        def every_position(self, batch):
-            query = torch.ones(*batch.mask.shape, 1)
-            return Output(query=query, items=torch.tensor([[0.0], [0.0], [0.0], [1.0], [2.0]]))
-
-    loss = BPRMax(extra=8, regularization=0.0)(Pair(), window([3, 4, 3]), generator())
-    assert_close(loss, torch.tensor(-(math.log(sigmoid(1)) + math.log(sigmoid(-1))) / 2))
-
-
-class Ids(Echo):
-    """Scores that tell the item."""
-
-    def every_position(self, batch):
-        return Output(query=torch.ones(*batch.mask.shape, 1), items=torch.arange(17.0).unsqueeze(1))
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """A function that gives the targets and the negatives of each that BPRMax compares, and which are left out."""
-
-    def compared(objective, batch, source):
-        with monkeypatch.context() as patch:
-            patch.setattr(pairwise, "bpr_max", lambda *given: found.append(given) or bpr_max(*given))
-            found = []
-            objective(Ids(), batch, source)
-        own, scores, left_out, _ = found[0]
-        assert torch.equal(left_out, scores == own)  # the question's own target, wherever it was drawn
-        assert (scores == scores[0]).all()  # the negatives are the same for all questions
-        return own[:, 0].int().tolist(), scores[0].int().tolist()
-
-    return compared
-
-
-SKEWED = ([5, 5, 5, 5, 5, 5, 5], [8, 6, 6, 6, 7], [4, 7, 6, 5], [9], [3, 2, 2, 11])
-TARGETS = Counter({5: 7, 6: 4, 7: 2, 11: 1})  # a first item is none, nor is an unseen one
-
-
-def test_bpr_max_has_each_question_s_target_as_a_negative_once(drawn):
-    targets, negatives = drawn(BPRMax(extra=0), window(*SKEWED), generator())
-    assert Counter(targets) == Counter(negatives) == TARGETS
-
-
-def test_bpr_max_draws_in_batch_negatives_by_popularity_and_none_twice(drawn):
-    counts = Counter()
-    source = generator(2)
-    for _ in range(500):
-        negatives = Counter(drawn(BPRMax(in_batch=4, extra=0), window(*SKEWED), source)[1])
-        assert negatives.total() == 4
-        assert negatives <= TARGETS
-        counts += negatives
-    expected = [500 * 4 * TARGETS[item] / TARGETS.total() for item in TARGETS]
-    assert chisquare([counts[item] for item in TARGETS], expected).pvalue > 0.001
-
-
-def test_bpr_max_draws_extra_negatives_uniformly(drawn):
-    negatives = drawn(BPRMax(in_batch=0, extra=7000), window(*SKEWED), generator(3))[1]
-    counts = torch.bincount(torch.tensor(negatives), minlength=17)
-    assert counts[:3].sum() == 0
-    assert chisquare(counts[3:].tolist()).pvalue > 0.001
-    both = drawn(BPRMax(in_batch=4, extra=60), window(*SKEWED), generator())[1]
-    assert len(both) == 64
-    assert Counter(both[:4]) <= TARGETS
-
-
-def test_bpr_max_of_a_batch_against_loops(drawn):
-    objective = BPRMax(in_batch=6, extra=3, regularization=0.01)
-    targets, negatives = drawn(objective, window(*SKEWED), generator(4))
-    total = 0.0
-    for i in targets:
-        kept = [j for j in negatives if j != i]
-        share = [math.exp(j) / sum(map(math.exp, kept)) for j in kept]
-        total -= math.log(sum(s * sigmoid(i - j) for s, j in zip(share, kept)))
-        total += 0.01 * sum(s * j**2 for s, j in zip(share, kept))
-    assert objective(Ids(), window(*SKEWED), generator(4)).item() == pytest.approx(total / len(targets), rel=1e-5)
-
-
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_bpr_max_holds_scores_below_zero_by_elu(strength):
-    class Signed(Echo):
-        def every_position(self, batch):
-            return Output(query=torch.ones(*batch.mask.shape, 1), items=torch.arange(17.0).unsqueeze(1) - 7)
-
-    def r(item):
-        return float(item - 7) if item > 7 else strength * (math.exp(item - 7) - 1)
-
-    # each target is a negative once, and there are no others
-    objective = BPRMax(extra=0, regularization=0.1, elu=strength)
-    total = 0.0
-    for i in TARGETS.elements():
-        kept = [r(j) for j in TARGETS.elements() if j != i]
-        share = [math.exp(s) / sum(map(math.exp, kept)) for s in kept]
-        total -= math.log(sum(w * sigmoid(r(i) - s) for w, s in zip(share, kept)))
-        total += 0.1 * sum(w * s**2 for w, s in zip(share, kept))
-    found = objective(Signed(), window(*SKEWED), generator(4))
-    assert found.item() == pytest.approx(total / TARGETS.total(), rel=1e-5)
-
-
-def test_bpr_against_loops():
-    class Scores(Echo):
-        def every_position(self, batch):
-            return Output(query=torch.ones(*batch.mask.shape, 1), items=torch.arange(5.0).unsqueeze(1))
-
-    # Items are 3 and 4. The window holds 3 alone, so the negative is always 4.
-    loss = BPR()(Scores(), window([3, 3, 3]), generator())
-    assert_close(loss, torch.tensor(-math.log(sigmoid(3 - 4))))
 
 
 def test_gbce_of_hand_set_scores():

@@ -18,7 +18,8 @@ from ameir_merlin.search.strategies.three_steps import search_ameir
 
 __all__ = ["ALONE", "STRATEGIES", "StrategySettings"]
 
-# name -> the method; adding one is a file, a line here, and its name in `SearchSettings.strategy`. The first three train every architecture alone.
+# name -> the method; adding one is a file, a line here, and its name in `SearchSettings.strategy`. The first three
+# train every architecture alone.
 STRATEGIES: dict[str, Strategy] = {
     "random": search_random,
     "rl": search_rl,
