@@ -36,7 +36,7 @@ test: venv
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy ameir_merlin
+	$(BIN)/mypy ameir_merlin benchmarks workflows
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 

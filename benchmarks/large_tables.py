@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = made.parse_args(arguments)
     if given.quick:
         given.features, given.steps, given.warm = 3_000_000, 2, 1
-    rows, figures = {}, {}
+    rows: dict[str, dict[str, float]] = {}
+    figures: dict[str, float] = {}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for tables in ("row_adam", "adam"):
             rows[tables] = found = pool.apply(updates, (given, tables))

@@ -84,17 +84,17 @@ def made(name: str, schema: FeatureSchema, bench: Bench, ways: Ways) -> Any:
     hidden = mm.MLPBlock(list(config.search.hidden), dropout=config.model.mlp_dropout if ways.dropout else None)
 
     class Own(Stages):
-        def configure_optimizers(self):
+        def configure_optimizers(self: Any) -> torch.optim.Adam:
             return torch.optim.Adam(self.parameters(), lr=rate, weight_decay=ways.decay)
 
     if name == "dlrm":
 
-        class DLRM(Own, mm.DLRMModel):
+        class DLRM(Own, mm.DLRMModel):  # type: ignore[misc]  # Merlin's own two bases disagree
             pass
 
         return DLRM(features, dim=dim, bottom_block=mm.MLPBlock([64, dim]), top_block=hidden, output_block=output)
 
-    class DCN(Own, mm.DCNModel):
+    class DCN(Own, mm.DCNModel):  # type: ignore[misc]
         pass
 
     inputs = mm.TabularInputBlock(features, agg="concat")

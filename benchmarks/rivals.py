@@ -355,13 +355,13 @@ def markdown(kind: str, rows: Mapping[str, Figures], names: Sequence[str], peers
 
 def times(kind: str, rows: Mapping[str, Figures], name: str) -> float | None:
     """How many times the examples per CPU-second of the library's model ours has."""
-    speeds = [rows[n].get("examples_per_cpu_second") for n in (name, their_name(kind, name))]
-    return None if None in speeds else speeds[0] / speeds[1]
+    own, other = (rows[n].get("examples_per_cpu_second") for n in (name, their_name(kind, name)))
+    return None if own is None or other is None else own / other
 
 
 def figures_of(kind: str, rows: Mapping[str, Figures], names: Sequence[str]) -> dict[str, float]:
     """The numbers of the last line: each row's metrics, and `times`."""
-    found = {}
+    found: dict[str, float] = {}
     for row in rows.values():
         found |= {f"{kind}_{m}_{row['row']}": round(row["mean"][m], 5) for m in KINDS[kind].metrics}
     for name in names:

@@ -63,14 +63,14 @@ class Rows:
                 self.inputs[split][name] = _padded(ids, 1)[:, 0]
         for name in [*(n for n in names if kinds[n] == "token_seq"), *([self.history] if self.history else [])]:
             table = self.item if name == self.history else name
-            ids = {split: self._numbered(table, [value.split() for value in cells[split][name]]) for split in SPLITS}
+            lists = {split: self._numbered(table, [value.split() for value in cells[split][name]]) for split in SPLITS}
             if name == self.history:
-                ids = {split: [values[-max_length:] for values in lists] for split, lists in ids.items()}
+                lists = {split: [values[-max_length:] for values in found] for split, found in lists.items()}
                 for split in SPLITS:
-                    self.inputs[split][LENGTH] = np.array([len(values) for values in ids[split]])
-            self.several[name] = max(1, *(len(values) for lists in ids.values() for values in lists))
+                    self.inputs[split][LENGTH] = np.array([len(values) for values in lists[split]])
+            self.several[name] = max(1, *(len(values) for found in lists.values() for values in found))
             for split in SPLITS:
-                self.inputs[split][name] = _padded(ids[split], self.several[name])
+                self.inputs[split][name] = _padded(lists[split], self.several[name])
 
     def size(self, name: str) -> int:
         """Rows of the embedding table of `name`."""

@@ -37,7 +37,7 @@ from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.pipeline import make_problem, search, train_finalists
 from ameir_merlin.search.record import StepRecord
-from ameir_merlin.search.settings import SearchSettings
+from ameir_merlin.search.settings import SearchSettings, Variant
 from ameir_merlin.train.evaluate import evaluate
 from ameir_merlin.train.settings import TrainSettings
 from benchmarks.planted import Rows
@@ -80,7 +80,7 @@ class Size:
 def settings(given: argparse.Namespace, schema: FeatureSchema) -> tuple[BackboneSettings, SearchSettings]:
     """From the command line; for next items there is Step 1 alone, without hidden layers."""
     items = schema.label.task == "retrieval"
-    variant = "A" if items else "C" if schema.behaviour is None or len(schema.sparse) > 1 else "A"
+    variant: Variant = "A" if items else "C" if schema.behaviour is None or len(schema.sparse) > 1 else "A"
     chosen = SearchSettings(
         variant=given.variant or variant,
         blocks=given.blocks,

@@ -115,7 +115,7 @@ class World:
     def rows(self, count: int, scale: float = 1.0, seed: int = 2) -> pa.Table:
         """Raw rows of known users and ads, 1 to 50 behaviours each, a few of them null or unseen."""
         draw = np.random.default_rng(seed)
-        values = {name: draw.integers(1, size * 1.02 + 1, count) for name, size in _scaled(scale).items()}
+        values = {name: draw.integers(1, int(size * 1.02) + 1, count) for name, size in _scaled(scale).items()}
         return _write(self.folder / "rows.parquet", self.dataset, draw, values, draw.integers(1, 51, count), 0.01)
 
     def model(self, name: str, seed: int = 0) -> Any:

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from ameir_merlin.files import read_json
 from ameir_merlin.search.account import Budget
 from ameir_merlin.search.pipeline import train_finalists
+from ameir_merlin.search.settings import StrategyName, Variant
 from ameir_merlin.search.strategies import ALONE, STRATEGIES, StrategySettings
 from benchmarks.tables import Bench, Figures, Row, Table, main, row_file
 
@@ -48,11 +49,11 @@ def settings_at(share: float) -> StrategySettings:
     )
 
 
-def strategy(name: str) -> Row:
+def strategy(name: StrategyName) -> Row:
     """Row of search method `name`."""
 
     def row(bench: Bench, seed: int) -> Figures:
-        variant = "C" if bench.schema.label.task == "click" else "A"
+        variant: Variant = "C" if bench.schema.label.task == "click" else "A"
         problem = bench.problem(seed, f"table4-{name}", variant, name)
         budget = Budget()
         file = row_file(bench.folder, "ameir", seed)

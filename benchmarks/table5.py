@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 
 from ameir_merlin.models.ameir import Ameir
+from ameir_merlin.models.settings import Shortcut
 from ameir_merlin.search.pipeline import search
 from ameir_merlin.seeds import derive
 from ameir_merlin.space import Architecture, MLPLayer
@@ -29,7 +30,7 @@ def found(bench: Bench, seed: int) -> Architecture:
     return Architecture.load(path)
 
 
-def backbone(name: str, shortcut: str, interactions: bool, searched: bool) -> Row:
+def backbone(name: str, shortcut: Shortcut, interactions: bool, searched: bool) -> Row:
     """Row of an AMEIR net with that shortcut, the found interactions or none, the found MLP or the pre-defined one."""
 
     def row(bench: Bench, seed: int) -> Figures:

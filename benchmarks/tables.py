@@ -38,6 +38,7 @@ from ameir_merlin.run.measure import measured
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.pipeline import RETRAINING, make_problem, search, train_finalists
 from ameir_merlin.search.problem import Problem
+from ameir_merlin.search.settings import StrategyName, Variant
 from ameir_merlin.search.strategies.three_steps import account_of
 from ameir_merlin.seeds import derive
 from ameir_merlin.train.evaluate import evaluate
@@ -102,7 +103,9 @@ class Bench:
         """`count` at the budget, at least 1 unless it is 0."""
         return min(count, max(1, math.ceil(count * self.budget)))
 
-    def problem(self, seed: int, name: str, variant: str, strategy: str = "ameir", **backbone: Any) -> Problem:
+    def problem(
+        self, seed: int, name: str, variant: Variant, strategy: StrategyName = "ameir", **backbone: Any
+    ) -> Problem:
         """A search of `variant` by `strategy`, whatever the configuration's is, in its own folder under `name`."""
         s = self.config.search
         settings = dataclasses.replace(
@@ -190,7 +193,7 @@ def baseline(name: str, row: str = "", **more: Any) -> Row:
     return function
 
 
-def ameir(variant: str) -> Row:
+def ameir(variant: Variant) -> Row:
     """Row of AMEIR-A, -B or -C: search, retraining of the finalists, test.
 
     Variants share their common steps; each has the seconds of all its own, whichever row has made them.

@@ -197,14 +197,17 @@ def operations(trainer: Trainer, scenario: Scenario, paths: Sequence[Architectur
     return counting.count
 
 
-def _mean(model, batch: Batch, rng: torch.Generator) -> Tensor:
+def _mean(model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
     """In the loss's place: a softmax over items asks the device how many questions there are."""
     if batch.label is None:  # windows for next items
+        assert batch.mask is not None
         batch = replace(
             batch, history={n: h[:, :-WINDOW] for n, h in batch.history.items()}, mask=batch.mask[:, :-WINDOW]
         )
     output = model(batch)
-    return (output.clicks() if output.query is None else output.query @ output.items.T).mean()
+    if output.query is None or output.items is None:
+        return output.clicks().mean()
+    return (output.query @ output.items.T).mean()
 
 
 def _update(trainer: Trainer, scenario: Scenario, batch: Batch, paths, step: int, device: str) -> float:

@@ -22,7 +22,7 @@ from ameir_merlin.data.raw import check_unique, find, lookup, read_clicks, read_
 from ameir_merlin.data.sampling import uniform
 from ameir_merlin.data.scratch import Buckets, scratch
 from ameir_merlin.errors import UserError
-from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
+from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label, Role
 
 USER_FIELDS = (
     "cms_segid",
@@ -82,7 +82,7 @@ class Alimama(Dataset):
 
     def schema(self) -> FeatureSchema:
         """15 sparse fields, one dense; behaviours share the tables of the ad's category and brand."""
-        role = dict.fromkeys(("userid", *USER_FIELDS), "user") | {"pid": "context"}
+        role: dict[str, Role] = {"userid": "user", **dict.fromkeys(USER_FIELDS, "user"), "pid": "context"}
         return FeatureSchema(
             fields=(
                 *(Field(name, role=role.get(name, "item")) for name in SPARSE),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,12 +40,12 @@ class MovieLens(Dataset):
 
     def schema(self) -> FeatureSchema:
         """User, film and moment; the history has films, genres and years, as the target film has."""
-        genres = {"kind": "multivalent", "max_values": self.max_genres}
+        genres = partial(Field, kind="multivalent", role="item", max_values=self.max_genres)
         return FeatureSchema(
             fields=(
                 *(Field(name, role="user") for name in ("user_id", "age", "gender", "occupation", "zip_code")),
                 Field("item_id", role="item"),
-                Field("genres", role="item", **genres),
+                genres("genres"),
                 Field("year", role="item"),
                 Field("hour"),
                 Field("weekday"),
@@ -53,7 +54,7 @@ class MovieLens(Dataset):
                 "history",
                 (
                     Field("history_item_id", role="item", embedding="item_id"),
-                    Field("history_genres", role="item", embedding="genres", **genres),
+                    genres("history_genres", embedding="genres"),
                     Field("history_year", role="item", embedding="year"),
                 ),
                 target_fields=("item_id", "genres", "year"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Shortcut = Literal["se", "fm", "none"]
+
 
 @dataclass(frozen=True)
 class BackboneSettings:
@@ -25,7 +27,7 @@ class BackboneSettings:
     embedding_init: float = 0.05
     block_dropout: float = 0.0
     mlp_dropout: float = 0.0
-    shortcut: Literal["se", "fm", "none"] = "se"
+    shortcut: Shortcut = "se"
     scaled: bool = False
     positions: bool = False
     final_norm: bool = False

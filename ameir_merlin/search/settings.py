@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+StrategyName = Literal["ameir", "random", "rl", "evolution", "enas", "darts", "snas", "oneshot"]
+Variant = Literal["A", "B", "C", "I"]
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -66,8 +69,8 @@ class SearchSettings:
     next items are by `TrainSettings.metric`.
     """
 
-    strategy: Literal["ameir", "random", "rl", "evolution", "enas", "darts", "snas", "oneshot"] = "ameir"
-    variant: Literal["A", "B", "C", "I"] = "C"
+    strategy: StrategyName = "ameir"
+    variant: Variant = "C"
     blocks: int = 3
     interactions: int = 5
     mlp_layers: int = 2

@@ -8,6 +8,7 @@ their passes, whatever it is, as learning rates that fall to the end of a traini
 
 from __future__ import annotations
 
+from ameir_merlin.search.settings import StrategyName
 from ameir_merlin.search.strategies.alone import search_evolution, search_random, search_rl
 from ameir_merlin.search.strategies.enas import search_enas
 from ameir_merlin.search.strategies.found import Strategy
@@ -18,9 +19,9 @@ from ameir_merlin.search.strategies.three_steps import search_ameir
 
 __all__ = ["ALONE", "STRATEGIES", "StrategySettings"]
 
-# name -> the method; adding one is a file, a line here, and its name in `SearchSettings.strategy`. The first three
+# name -> the method; adding one is a file, a line here, and its name in `search.settings`. The first three
 # train every architecture alone.
-STRATEGIES: dict[str, Strategy] = {
+STRATEGIES: dict[StrategyName, Strategy] = {
     "random": search_random,
     "rl": search_rl,
     "evolution": search_evolution,
