@@ -98,7 +98,11 @@ def library_python(library: Library, env: Path, progress: Progress) -> Path:
         return python
     env.parent.mkdir(parents=True, exist_ok=True)
     with (env.parent / f"{env.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say(f"waiting for the command that sets up {library.package} in {env}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if stamp.exists() and read_json(stamp) == wanted:  # made while this one waited
             return python
         progress.say(f"setting up {library.package} in {env}")

@@ -10,7 +10,7 @@ import gzip
 import json
 import random
 import sys
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -370,20 +370,30 @@ def test_passes_adds_up_the_cpu_time_of_tasks():
 
 
 def test_of_two_commands_one_makes_a_library_s_environment(tmp_path: Path, monkeypatch):
-    commands = []
+    commands, said = [], []
+    all_are_there = threading.Event()
+
+    class Heard(Silent):
+        def say(self, line: str) -> None:
+            said.append(line.split(" in ")[0])
+            if len(said) == 4:
+                all_are_there.set()
 
     def call(command, log, told):
         commands.append(command)
-        time.sleep(0.02)
+        assert all_are_there.wait(60)
         (tmp_path / "library").mkdir(exist_ok=True)
 
     monkeypatch.setattr(rivals_setup, "call", call)
     with ThreadPoolExecutor(4) as pool:
         found = list(
             pool.map(
-                lambda _: rivals_setup.library_python(rivals_setup.DEEPCTR, tmp_path / "library", Silent()), range(4)
+                lambda _: rivals_setup.library_python(rivals_setup.DEEPCTR, tmp_path / "library", Heard()), range(4)
             )
         )
+    made, *waited = said
+    assert made == "setting up deepctr-torch==0.3.0"
+    assert waited == ["waiting for the command that sets up deepctr-torch==0.3.0"] * 3
     assert found == [tmp_path / "library" / "bin" / "python"] * 4
     assert [command[2] for command in commands] == ["venv", "pip", "pip"]
     newer = replace(rivals_setup.DEEPCTR, package="deepctr-torch==9")
