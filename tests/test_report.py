@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -223,6 +224,33 @@ def test_unusual_models_can_be_drawn(schema, architecture, narrow):
     for rect in svg.iter("rect"):
         assert float(rect.get("x")) + float(rect.get("width")) <= width + 1
         assert float(rect.get("y")) + float(rect.get("height")) <= height + 1
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("fields", [(), tuple(Field(f"field_{i}") for i in range(30))], ids=["alone", "beside many"])
+def test_no_line_runs_through_a_sum_and_each_block_skips_what_has_been_summed_up(fields, narrow):
+    layers = ["conv_3", "zero", "bi_gru", "conv_1", "zero", "zero", "max_pool_3"]
+    behaviour = Behaviour("h", (Field("item", embedding="item"),), (), 3)
+    schema = FeatureSchema(fields, behaviour, Label("y"))
+    drawn = ElementTree.fromstring(
+        draw(schema, Architecture(tuple(Block(layer) for layer in layers)), 8, narrow=narrow)
+    )
+    sums = [tuple(float(e.get(k)) for k in ("cx", "cy", "r")) for e in drawn.iter() if e.get("class") == "plus"][:4]
+    wires = [
+        (e.get("class"), [(float(x), float(y)) for x, y in re.findall(r"([-\d.]+)[ ,]([-\d.]+)", e.get("d"))])
+        for e in drawn.iter()
+        if (e.get("class") or "").startswith("wire w1")
+    ]
+    skips = [points for css, points in wires if "skip" in css]
+    assert len(sums) == len(skips) == 4
+    for x, y, radius in sums:
+        for _, points in wires:
+            for (ax, ay), (bx, by) in itertools.pairwise(points):
+                crosses = min(ax, bx) < x - radius and max(ax, bx) > x - radius
+                assert not (ay == by and crosses and abs(ay - y) < radius), (points, (x, y))
+    for before, points in zip(sums, skips[1:]):
+        assert points[0][1] > before[1] + before[2]
+    assert [points[-1][1] for points in skips] == [y for _, y, _ in sums]
 
 
 def test_the_drawing_has_the_summaries_that_the_model_has():

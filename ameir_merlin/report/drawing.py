@@ -89,12 +89,13 @@ def _panel(sheet: Sheet, box: Box, stage: int, title: str, title_y: float = 29) 
 
 # Stage 1 ------------------------------------------------------------------------------------------------------------
 
-_BLOCK, _ZERO, _GAP = 62.0, 38.0, 30.0
+_BLOCK, _ZERO, _GAP = 62.0, 38.0, 38.0
+_SUM = 11.0  # from a block to the sum below it, whose circle has a radius of 7.5
 
 
 def _behaviour_height(architecture: Architecture) -> float:
     blocks = sum((_ZERO if b.layer == ZERO else _BLOCK) + _GAP for b in architecture.blocks)
-    return 128 + blocks + 4 + 44 + 30
+    return 128 + blocks + 20 + 44 + 30
 
 
 def _behaviour(
@@ -121,11 +122,13 @@ def _behaviour(
     # Where the neighbour panel is higher, the blocks stand further apart.
     slack = box.height - _behaviour_height(architecture)
     gap = _GAP + min(slack / (len(architecture.blocks) + 1), 26)
+    above = y + 4
     for block in architecture.blocks:
-        height = _ZERO if block.layer == ZERO else _BLOCK
+        zero = block.layer == ZERO
         sheet.line([(middle, y), (middle, y + gap)], "w1", arrow=True)
-        _block(sheet, middle, y + gap, box, block, y + 4)
-        y += gap + height
+        _block(sheet, middle, y + gap, box, block, above)
+        y += gap + (_ZERO if zero else _BLOCK)
+        above = y + (4 if zero else 2 * _SUM + 2)  # what the next block skips has been summed up
     attention = "attention" if box.width < 450 else "target attention"
     names = {"pool": "sum pooling", "last": "last", "attention": attention}
     outputs = [names[part] for part in parts]
@@ -169,7 +172,7 @@ def _block(sheet: Sheet, middle: float, y: float, box: Box, block: Block, above:
         x += pill + 8
     # The skip connection: H + …, on the left of the block.
     side = left - 18
-    end = y + _BLOCK + 11
+    end = y + _BLOCK + _SUM
     sheet.line([(middle, above), (side, above), (side, end), (middle - 8, end)], "w1 skip", arrow=True, round_=10)
     sheet.circle(middle, end, 7.5, "plus")
     sheet.text(middle, end + 4.5, "+", "strong", 13, "middle")
