@@ -7,13 +7,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RAPIDS := .venv-rapids
+BROWSER := .venv-browser
 # One thread: more than there are free cores make small tensors many times slower.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 RUN ?= runs/demo
 # Test files that run side by side: one a core of the two that are asked for.
 JOBS ?= 2
 
-.PHONY: venv demo test test-rapids test-real lint audit bench-quick
+.PHONY: venv demo test test-rapids test-real test-browser lint audit bench-quick
 
 venv: $(STAMP)
 
@@ -53,6 +54,16 @@ $(RAPIDS)/.installed: requirements-rapids.txt requirements-merlin.txt
 # On real files: AMEIR_REAL_DATA or ../shared/data. `make test` runs them too, where the files lie there.
 test-real: venv
 	$(THREADS) AMEIR_REAL_DATA=$${AMEIR_REAL_DATA:-../shared/data} $(BIN)/python -m pytest tests/test_data_real.py
+
+# The report in Chromium, which the wheels of PyQt6-WebEngine bring. They want libraries of the system that a bare server
+# may lack (libnss3, libxkbcommon, libGL), so that `make test` leaves these tests out.
+test-browser: venv $(BROWSER)/.installed
+	$(THREADS) AMEIR_BROWSER=$(BROWSER)/bin/python $(BIN)/python -m pytest tests/test_report_browser.py
+
+$(BROWSER)/.installed: requirements-browser.txt
+	python3.11 -m venv --clear $(BROWSER)
+	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	touch $@
 
 bench-quick: venv
 	$(THREADS) $(BIN)/python -m benchmarks.quick

@@ -8,9 +8,13 @@ from html import escape
 
 def text_width(text: str, size: float) -> float:
     """About how wide `text` stands at font size `size`, in the sheet's units."""
-    return (
-        sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.3 if c in "iljt.,:'| " else 0.6 for c in text) * size
-    )
+    return sum(_letter(character) for character in text) * size
+
+
+def _letter(character: str) -> float:
+    if unicodedata.east_asian_width(character) in "WF" or character in "mwMW⊙…%":
+        return 1.0
+    return 0.3 if character in "iljt.,:'| " else 0.6
 
 
 def shortened(text: str, width: float, size: float) -> str:
