@@ -87,7 +87,7 @@ def compare(folder: Path, ragged: bool) -> int:
         check(name, torch.cat([b.sparse[name] for b in ours]), their_rows[name])
     for name in LISTS:
         check(name, torch.cat([b.history[name] for b in ours]), their_rows[name])
-    check("label", torch.cat([b.label for b in ours if b.label is not None]), their_rows["label"])
+    check("label", torch.cat([torch.as_tensor(b.label) for b in ours]), their_rows["label"])
     return len(their_rows["label"])
 
 

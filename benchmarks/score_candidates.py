@@ -157,7 +157,7 @@ def _batches(schema: FeatureSchema, given: argparse.Namespace, count: int) -> li
 @torch.no_grad()
 def plain(models: Sequence[torch.nn.Module], batches: Sequence[Batch], fitness: str) -> Tensor:
     """One by one: float64 `[C]`."""
-    labels = torch.cat([batch.label for batch in batches if batch.label is not None]).cpu()
+    labels = torch.cat([torch.as_tensor(batch.label) for batch in batches]).cpu()
     logits = (torch.cat([model(batch).logits for batch in batches]).cpu() for model in models)
     return torch.stack([auc(x, labels) if fitness == "auc" else -logloss(x, labels) for x in logits])
 

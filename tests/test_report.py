@@ -226,6 +226,13 @@ def test_unusual_models_can_be_drawn(schema, architecture, narrow):
         assert float(rect.get("y")) + float(rect.get("height")) <= height + 1
 
 
+def test_the_longest_name_of_a_ranking_is_whole_where_there_is_room_chosen_or_not():
+    name = "hour ⊙ new_user_class_level ⊙ customer"
+    for chosen in (False, True):
+        drawn = ElementTree.fromstring(charts.ranking([(name, 0.6, chosen, False), ("a ⊙ b", 0.5, True, False)], "AUC"))
+        assert name in [text for element in drawn.iter() for text in (element.text, element.tail)]
+
+
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("fields", [(), tuple(Field(f"field_{i}") for i in range(30))], ids=["alone", "beside many"])
 def test_no_line_runs_through_a_sum_and_each_block_skips_what_has_been_summed_up(fields, narrow):
@@ -246,8 +253,8 @@ def test_no_line_runs_through_a_sum_and_each_block_skips_what_has_been_summed_up
     for x, y, radius in sums:
         for _, points in wires:
             for (ax, ay), (bx, by) in itertools.pairwise(points):
-                crosses = min(ax, bx) < x - radius and max(ax, bx) > x - radius
-                assert not (ay == by and crosses and abs(ay - y) < radius), (points, (x, y))
+                beside = max(ax, bx) <= x - radius or min(ax, bx) >= x + radius
+                assert beside or max(ay, by) <= y - radius or min(ay, by) >= y + radius, (points, (x, y))
     for before, points in zip(sums, skips[1:]):
         assert points[0][1] > before[1] + before[2]
     assert [points[-1][1] for points in skips] == [y for _, y, _ in sums]

@@ -37,6 +37,7 @@ def test_a_browser_shows_the_report_whole_at_every_width(tmp_path, task):
     assert found["console"] == []
     for width in map(str, WIDTHS):
         look = found["looks"][width]
+        assert int(width) - 30 <= look["width"] <= int(width), "the window has not this width, less a scroll bar"
         assert look["drawings"] >= 4
         assert look["texts"] > 50
         assert look["needed"] <= look["width"], f"{width}: the page is wider than the window"

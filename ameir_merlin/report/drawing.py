@@ -90,7 +90,7 @@ def _panel(sheet: Sheet, box: Box, stage: int, title: str, title_y: float = 29) 
 # Stage 1 ------------------------------------------------------------------------------------------------------------
 
 _BLOCK, _ZERO, _GAP = 62.0, 38.0, 38.0
-_SUM = 11.0  # from a block to the sum below it, whose circle has a radius of 7.5
+_SUM, _RADIUS = 11.0, 7.5  # from a block to the centre of the sum below it, and its circle's radius
 
 
 def _behaviour_height(architecture: Architecture) -> float:
@@ -122,13 +122,11 @@ def _behaviour(
     # Where the neighbour panel is higher, the blocks stand further apart.
     slack = box.height - _behaviour_height(architecture)
     gap = _GAP + min(slack / (len(architecture.blocks) + 1), 26)
-    above = y + 4
+    out = y  # where what comes next begins: below a block's sum
     for block in architecture.blocks:
-        zero = block.layer == ZERO
-        sheet.line([(middle, y), (middle, y + gap)], "w1", arrow=True)
-        _block(sheet, middle, y + gap, box, block, above)
-        y += gap + (_ZERO if zero else _BLOCK)
-        above = y + (4 if zero else 2 * _SUM + 2)  # what the next block skips has been summed up
+        sheet.line([(middle, out), (middle, y + gap)], "w1", arrow=True)
+        out = _block(sheet, middle, y + gap, box, block, out + 4)
+        y += gap + (_ZERO if block.layer == ZERO else _BLOCK)
     attention = "attention" if box.width < 450 else "target attention"
     names = {"pool": "sum pooling", "last": "last", "attention": attention}
     outputs = [names[part] for part in parts]
@@ -137,7 +135,7 @@ def _behaviour(
     width = (box.width - 2 * PAD - 12 * (len(outputs) - 1)) / len(outputs)
     width = min(width, 150)
     left = middle - (width * len(outputs) + 12 * (len(outputs) - 1)) / 2
-    sheet.line([(middle, y), (middle, fork)], "w1")
+    sheet.line([(middle, out), (middle, fork)], "w1")
     for i, name in enumerate(outputs):
         x = left + i * (width + 12)
         sheet.line([(middle, fork), (x + width / 2, fork), (x + width / 2, bottom - 34)], "w1", arrow=True, round_=6)
@@ -146,14 +144,14 @@ def _behaviour(
     return [left + i * (width + 12) + width / 2 for i in range(len(outputs))]
 
 
-def _block(sheet: Sheet, middle: float, y: float, box: Box, block: Block, above: float) -> None:
-    """One block at height y, with its skip connection starting at `above`."""
+def _block(sheet: Sheet, middle: float, y: float, box: Box, block: Block, above: float) -> float:
+    """One block at height y, with its skip connection starting at `above`; where its output leaves it."""
     width = min(box.width - 60, 400)
     left = middle - width / 2
     if block.layer == ZERO:
         sheet.rect(left, y, width, _ZERO, "zero", radius=10)
         sheet.text(middle, y + 24, "Zero: passed by unchanged", "muted", 12.5, "middle")
-        return
+        return y + _ZERO
     sheet.rect(left, y, width, _BLOCK, "node n1", radius=12)
     small, size = (80.0, 13.5) if width > 350 else (64.0, 12.0)
     pills = [
@@ -174,8 +172,10 @@ def _block(sheet: Sheet, middle: float, y: float, box: Box, block: Block, above:
     side = left - 18
     end = y + _BLOCK + _SUM
     sheet.line([(middle, above), (side, above), (side, end), (middle - 8, end)], "w1 skip", arrow=True, round_=10)
-    sheet.circle(middle, end, 7.5, "plus")
+    sheet.line([(middle, y + _BLOCK), (middle, end - _RADIUS)], "w1")
+    sheet.circle(middle, end, _RADIUS, "plus")
     sheet.text(middle, end + 4.5, "+", "strong", 13, "middle")
+    return end + _RADIUS
 
 
 # Stage 2 ------------------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from ameir_merlin.search.strategies.three_steps import search_ameir
 
 __all__ = ["ALONE", "STRATEGIES", "StrategySettings"]
 
-# name -> the method; adding one is a file, a line here, and its name in `search.settings`. The first three
-# train every architecture alone.
+# name -> the method; adding one is a file, a line here, and its name in `search.settings`, docs/configuration.md, and
+# `ALONE` if it trains every architecture alone.
 STRATEGIES: dict[StrategyName, Strategy] = {
     "random": search_random,
     "rl": search_rl,

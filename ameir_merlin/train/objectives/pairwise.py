@@ -38,9 +38,9 @@ class BPRMax:
     GRU4Rec+'s loss (Hidasi and Karatzoglou 2018, Section 3.3). The negatives j are shared by all questions of a batch,
     without the question's own target: `in_batch` targets of other questions (so drawn by popularity) and `extra`
     uniform ones, as many as the authors' mini-batches (32 to 144 sessions) and extra samples (2,048) have; theirs are
-    drawn by popularity to a power between 0 and 0.4. regularization: lambda; in the parameters that they publish 1 for
-    the clicks of RSC15 and 1.95 for those of RetailRocket's shop. elu: r is the elu of a score with this strength, 0.5
-    or 1 there; without it, lambda also holds back how far below zero an unlikely item may lie.
+    drawn by popularity to a power between 0 and 0.4. regularization: lambda, between 0.5 and 1.95
+    in the parameters that they publish, RetailRocket's here. elu: r is the elu of a score with this strength, 0.5 for
+    RetailRocket; without it, lambda also holds back how far below zero an unlikely item may lie.
     """
 
     in_batch: int = 128
