@@ -177,8 +177,7 @@ def ranking(rows: Sequence[tuple[str, float, bool, bool]], metric: str, narrow: 
     if not rows:
         return ""
     width = 400.0 if narrow else 760.0
-    bold = 1.2  # times as wide: letters of what was chosen
-    widest = max(text_width(name, 12.5) * (bold if chosen else 1) for name, _, chosen, _ in rows)
+    widest = max(text_width(name, 12.5, bold=chosen) for name, _, chosen, _ in rows)
     names = min(widest + 14, width * 0.55)
     row_height = 25.0
     height = TOP + row_height * len(rows) + BOTTOM
@@ -194,7 +193,7 @@ def ranking(rows: Sequence[tuple[str, float, bool, bool]], metric: str, narrow: 
         y = TOP + i * row_height
         css = "k2" if chosen else "kz"
         sheet.rect(names, y + 6, x(score) - names, 11, f"bar {css}", 3, tip=f"{name}: {metric} {score:.5f}")
-        shown = shortened(name, (names - 12) / (bold if chosen else 1), 12.5)
+        shown = shortened(name, names - 12, 12.5, bold=chosen)
         sheet.text(names - 8, y + 16, shown, "strong" if chosen else "muted", 12.5, "end", tip=name)
         figure = f"{score:.{digits}f}"
         sheet.text(x(score) + 6, y + 16, figure, "num" + (" strong" if chosen else " muted"), 11)
@@ -209,7 +208,7 @@ def comparison(rows: Sequence[tuple[str, float, float | None, bool]], metric: st
     if not rows:
         return ""
     width = 440.0
-    names = min(max(text_width(name, 13.5) for name, *_ in rows) + 18, 150)
+    names = min(max(text_width(name, 13.5, bold=found) for name, *_, found in rows) + 18, 150)
     row_height = 34.0
     height = TOP + row_height * len(rows) + BOTTOM
     sheet = Sheet(width, f"{metric} of the models")
@@ -222,7 +221,8 @@ def comparison(rows: Sequence[tuple[str, float, float | None, bool]], metric: st
     for i, (name, test, valid, found) in enumerate(rows):
         y = TOP + i * row_height + 14
         sheet.line([(names, y), (width - 20, y)], "row")
-        sheet.text(names - 10, y + 4.5, shortened(name, names - 12, 13.5), "strong" if found else "", 13.5, "end")
+        shown = shortened(name, names - 12, 13.5, bold=found)
+        sheet.text(names - 10, y + 4.5, shown, "strong" if found else "", 13.5, "end")
         if valid is not None:
             sheet.line([(x(valid), y), (x(test), y)], "span")
             sheet.circle(x(valid), y, 5, "hollow" + (" found" if found else ""), tip=f"{name}: validation {valid:.5f}")

@@ -93,8 +93,12 @@ _BLOCK, _ZERO, _GAP = 62.0, 38.0, 38.0
 _SUM, _RADIUS = 11.0, 7.5  # from a block to the centre of the sum below it, and its circle's radius
 
 
+def _height(block: Block) -> float:
+    return _ZERO if block.layer == ZERO else _BLOCK
+
+
 def _behaviour_height(architecture: Architecture) -> float:
-    blocks = sum((_ZERO if b.layer == ZERO else _BLOCK) + _GAP for b in architecture.blocks)
+    blocks = sum(_height(block) + _GAP for block in architecture.blocks)
     return 128 + blocks + 20 + 44 + 30
 
 
@@ -126,7 +130,7 @@ def _behaviour(
     for block in architecture.blocks:
         sheet.line([(middle, out), (middle, y + gap)], "w1", arrow=True)
         out = _block(sheet, middle, y + gap, box, block, out + 4)
-        y += gap + (_ZERO if block.layer == ZERO else _BLOCK)
+        y += gap + _height(block)
     attention = "attention" if box.width < 450 else "target attention"
     names = {"pool": "sum pooling", "last": "last", "attention": attention}
     outputs = [names[part] for part in parts]
@@ -165,7 +169,7 @@ def _block(sheet: Sheet, middle: float, y: float, box: Box, block: Block, above:
         sheet.rect(x, y + 14, pill, 34, css, radius=9)
         letters = size if i == 1 else size - 2
         tone = "muted" if idle else "on strong" if i == 1 else ""
-        shown = shortened(name, (pill - 6) * (0.92 if i == 1 else 1), letters)  # bold letters are wider
+        shown = shortened(name, pill - 6, letters, bold="strong" in tone)
         sheet.text(x + pill / 2, y + 35.5, shown, tone, letters, "middle", tip=name)
         x += pill + 8
     # The skip connection: H + …, on the left of the block.

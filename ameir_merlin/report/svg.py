@@ -5,10 +5,12 @@ from __future__ import annotations
 import unicodedata
 from html import escape
 
+BOLD = 1.1  # times as wide as plain letters: those of class `strong`
 
-def text_width(text: str, size: float) -> float:
+
+def text_width(text: str, size: float, bold: bool = False) -> float:
     """About how wide `text` stands at font size `size`, in the sheet's units."""
-    return sum(_letter(character) for character in text) * size
+    return sum(_letter(character) for character in text) * size * (BOLD if bold else 1)
 
 
 def _letter(character: str) -> float:
@@ -17,11 +19,11 @@ def _letter(character: str) -> float:
     return 0.3 if character in "iljt.,:'| " else 0.6
 
 
-def shortened(text: str, width: float, size: float) -> str:
+def shortened(text: str, width: float, size: float, bold: bool = False) -> str:
     """`text`, cut with … so that it fits into `width`."""
-    if text_width(text, size) <= width:
+    if text_width(text, size, bold) <= width:
         return text
-    while text and text_width(text + "…", size) > width:
+    while text and text_width(text + "…", size, bold) > width:
         text = text[:-1]
     return text + "…"
 
