@@ -214,7 +214,7 @@ def export(
     ] = "compiled",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="With --to: other than the run's [export]; repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="With --to: other than the run's export section; repeatable."),
     ] = None,
     again: Again = False,
     device: Device = "",
@@ -263,9 +263,9 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but loopback opens it to the network.")
     ] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
-    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
-    metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
 ) -> None:
     """Serve the exported model until Ctrl-C."""
     from ameir_merlin.serve.triton import running_server

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import json
 import os
 import shutil
@@ -57,14 +59,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on success it replaces `path`, with a completion marker.
 
     A reader accepts a folder only if `is_complete` says so, so that a crash between removing the old folder and
-    renaming the new one is seen as "not there".
+    renaming the new one is seen as "not there". Where `path` is a link, what it leads to is replaced. What a killed
+    process left beside `path` is removed; what a living one is writing there is locked, and stays.
     """
-    path = Path(path)
-    with _telling(path):
+    path = Path(path).resolve()
+    if path.is_mount():
+        raise UserError(f"{path}: something is mounted there, so it cannot be replaced; name a folder in it")
+    with _telling(path), contextlib.ExitStack() as locks:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".{path.name}.*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            with contextlib.ExitStack() as lock:
+                if _hold(stale, lock):
+                    shutil.rmtree(stale, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        if not _hold(temporary, locks):
+            raise UserError(f"{path}: another process is clearing up there; try again")
         os.chmod(temporary, 0o755)
         try:
             yield temporary
@@ -78,6 +87,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _hold(folder: Path, lock: contextlib.ExitStack) -> bool:
+    """Whether this process is now the one that may write `folder`, or remove it, until `lock` is closed."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        lock.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return folder.exists()
+    except (BlockingIOError, FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def is_complete(folder: str | Path) -> bool:

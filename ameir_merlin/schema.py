@@ -134,6 +134,11 @@ class FeatureSchema:
             raise UserError(f"schema: behaviour has times '{self.times}', which are for clicks alone")
         if self.label.task == "retrieval" and self.label.embedding not in sizes:
             raise UserError(f"schema: label '{self.label.name}': no field has the table '{self.label.embedding}'")
+        if self.label.task == "retrieval" and [f.embedding for f in self.history_fields][:1] != [self.label.embedding]:
+            raise UserError(
+                f"schema: label '{self.label.name}' is of table '{self.label.embedding}': expected the first history "
+                "field to be of it, too, as that is what is predicted"
+            )
 
     @property
     def sparse(self) -> tuple[Field, ...]:

@@ -105,7 +105,9 @@ def tune(
     # A run has one architecture after `search` and may have another after `train`.
     found = read_json(workspace.run.path / "architecture.json") if name == FOUND else None
     for record in journal.records:
-        if record["method"] != method or set(record["values"]) != set(grid) or record.get("architecture") != found:
+        values = record["values"]
+        known = set(values) == set(grid) and all(value in grid[key] for key, value in values.items())
+        if record["method"] != method or not known or record.get("architecture") != found:
             raise UserError(f"{journal.path}: trials of another tuning; delete it to start anew")
     space: dict[str, Any] = {key: optuna.distributions.CategoricalDistribution(v) for key, v in grid.items()}
     study = optuna.create_study(direction="maximize")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -105,6 +108,37 @@ def test_again_forgets_all_that_follows(place):
     assert calls == ["one", "two", "three", "two", "three"]
 
 
+def test_again_forgets_the_figures(place):
+    with begin(place, made_up([])) as run:
+        run.finish()
+        run.again("two")
+    told = json.loads((place / "run" / "metrics.json").read_text())
+    assert (told["one_figure"], "two_figure" in told, "three_figure" in told) == (1.0, False, False)
+    assert list(told["seconds"]) == ["one"]
+
+
+def test_again_leaves_alone_what_a_server_runs_on(place):
+    """Known by its note among the temporary files, and by the key in its command line."""
+    stages = {name: Stage(stage.function, ("triton",) if name == "two" else ()) for name, stage in made_up([]).items()}
+    with begin(place, stages) as run:
+        run.finish()
+        with tempfile.TemporaryDirectory(prefix="ameir-triton-") as notes:
+            command = [sys.executable, "-c", "print(flush=True); input()", "--key=secret"]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert process.stdout.readline()  # its command line is there
+            server = {"http": "", "grpc": "", "metrics": "", "pid": process.pid, "log": "", "key": "secret"}
+            about = {"repositories": [str(run.folder.triton)], "server": server}
+            (Path(notes) / "server.json").write_text(json.dumps(about))
+            for name in ("one", "two"):
+                with pytest.raises(UserError, match="triton: a server runs on it; stop it first"):
+                    run.again(name)
+            assert run.folder.finished("three")
+            run.again("three")
+            process.communicate(b"\n")
+            run.again("one")
+        assert not run.folder.finished("one")
+
+
 def test_again_forgets_what_was_tuned_on_what_was_found(place):
     stages = made_up([]) | {"two": dataclasses.replace(made_up([])["two"], beside=STAGES["search"].beside)}
     with begin(place, stages) as run:
@@ -163,6 +197,29 @@ def test_a_changed_definition_is_refused(place):
     file.write_text(file.read_text() + "\n# changed\n")
     with pytest.raises(UserError, match="the definition of the data set was changed"), begin(place, made_up([])):
         pass
+
+
+def test_a_definition_in_any_line_ends_and_encoding_goes_on(place):
+    file = place / "conf" / "small.py"
+    file.write_bytes(b"# -*- coding: latin-1 -*- \xe9\r\n" + file.read_bytes().replace(b"\n", b"\r\n"))
+    calls: list[str] = []
+    with begin(place, made_up(calls)) as run:
+        run.stage("one")
+    with begin(place, made_up(calls)) as run:
+        run.finish()
+    assert calls == ["one", "two", "three"]
+    assert (place / "run" / "small.py").read_bytes() == file.read_bytes()
+
+
+def test_the_users_own_definition_is_left_alone(place):
+    """In the very folder that the run is to have: it was taken for a copy, and removed when the first stage failed."""
+    (place / "run").mkdir()
+    (place / "conf" / "small.py").rename(place / "run" / "small.py")
+    config = place / "conf" / "small.toml"
+    config.write_text(config.read_text().replace('"small.py"', '"../run/small.py"'))
+    with pytest.raises(UserError, match=r"holds small\.py but no config\.toml"), begin(place, made_up([], fail="one")):
+        pass
+    assert (place / "run" / "small.py").stat().st_size > 100
 
 
 def test_a_folder_with_something_else_is_left_alone(place):

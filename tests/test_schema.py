@@ -38,3 +38,11 @@ def test_times_are_for_clicks_and_have_a_name_of_their_own():
 def test_names_stand_once():
     with pytest.raises(UserError, match="names used twice: item"):
         FeatureSchema((Field("item"), Field("item")), None, Label("click"))
+
+
+def test_what_is_predicted_is_the_first_of_a_behaviour():
+    item, shop = Field("past", embedding="item"), Field("past_shop", embedding="shop")
+    label = Label("item", "retrieval", "item")
+    assert FeatureSchema((), Behaviour("bought", (item, shop), (), 5), label).label == label
+    with pytest.raises(UserError, match="label 'item' is of table 'item': expected the first history field"):
+        FeatureSchema((), Behaviour("bought", (shop, item), (), 5), label)

@@ -160,3 +160,23 @@ def test_killed_processes_come_back(world):
         os.kill(pid, signal.SIGKILL)
         assert seconds_to_come_back(server, "ameir", rows, expected["v1"]) < 30
     assert len(python_processes(server.pid)) == 2
+
+
+def test_a_server_that_dies_in_a_swap_leaves_the_old_version(world, tmp_path, monkeypatch):
+    """A version that does not fit into memory, say. The next start has to find what was served."""
+    _, folder, rows, expected = world
+    live = shutil.copytree(folder / "v1", tmp_path / "live")
+    with running_server(live) as server:
+        load = Repository.load
+
+        def die(self, step):
+            if step == "ameir":
+                os.kill(server.pid, signal.SIGKILL)
+            load(self, step)
+
+        monkeypatch.setattr(Repository, "load", die)
+        with pytest.raises(UserError, match="ameir"):
+            swap(server, live, folder / "v2")
+    assert {p.name for p in live.iterdir()} == {p.name for p in (folder / "v1").iterdir()}
+    with running_server(live) as server, Client(server.grpc) as client:
+        assert abs(client.score(rows) - expected["v1"]).max() <= 1e-5

@@ -1,5 +1,6 @@
 """What an export writes: files that are watched, hold no pickle, and fit each other and what Triton expects."""
 
+import contextlib
 import json
 import pickle
 import runpy
@@ -35,12 +36,13 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.models import build
-from ameir_merlin.serve import manifest
+from ameir_merlin.serve import formats, manifest
 from ameir_merlin.serve.check import public_name
 from ameir_merlin.serve.engines import load_engine
 from ameir_merlin.serve.preprocess import Preprocessor
 from ameir_merlin.serve.repository import export
 from ameir_merlin.serve.rows import as_table, encode
+from ameir_merlin.serve.scoring import Scorer
 from ameir_merlin.serve.settings import ExportSettings
 from ameir_merlin.serve.triton import running_server
 
@@ -273,6 +275,17 @@ def test_formats_for_other_backends_answer_as_the_model_does(folder, tmp_path, f
     got = answer(*(part for part in arrays if part.shape[1]))
     assert np.isnan(got).all(1).nonzero()[0].tolist() == [1, 2, 3]
     np.testing.assert_allclose(got[4:], expected[4:], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "off", "same"), [("float16", 4e-4, True), ("float16", 4e-3, False), ("float32", 4e-4, False)]
+)
+def test_scores_may_differ_by_one_step_of_their_type(kind, off, same):
+    """Two libraries round the same probability to neighbours: half a thousandth apart in float16."""
+    scorer = Scorer(click_model(), click_schema(), kind)
+    told = contextlib.nullcontext() if same else pytest.raises(UserError, match="export: it differs by")
+    with told:
+        formats._same(scorer, lambda *given: scorer(*given) + off, "it")
 
 
 @pytest.mark.parametrize("form", ["python", "torchscript", "onnx"])

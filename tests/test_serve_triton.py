@@ -335,3 +335,16 @@ def test_a_killed_owner_takes_its_server_along(world):
     owner.wait()
     owner.stdout.close()
     assert gone(pid)
+
+
+def test_a_port_that_another_server_has_is_told_at_once(world):
+    """Its answer would be taken for ours."""
+    server, folder = world
+    port = int(server.http.rpartition(":")[2])
+    began = time.monotonic()
+    told = pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1:{port} \(Address already in use\)")
+    with told, running_server(folder / "din", ports=(port, 0, 0)):
+        pytest.fail("taken for ready")
+    assert time.monotonic() - began < 10
+    with pytest.raises(UserError, match="cannot listen on ::1:0"), running_server(folder / "din", host="::1"):
+        pytest.fail("taken for ready")

@@ -38,6 +38,24 @@ def test_the_exporting_user_is_trusted(scripted, home):
     assert (home / "ameir-merlin" / "export.key").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_key_that_was_cut_short_signs_nothing(home, scripted):
+    """An empty one would sign for everybody, and in silence."""
+    key = home / "ameir-merlin" / "export.key"
+    assert [p.name for p in key.parent.iterdir()] == ["export.key"]
+    whole = key.read_bytes()
+    for cut in (b"", whole[:16]):
+        key.write_bytes(cut)
+        assert not manifest.signed(scripted)
+        manifest.write(scripted)
+        assert "signature" not in json.loads((scripted / "manifest.json").read_text())
+        assert not manifest.signed(scripted)
+    key.unlink()
+    manifest.write(scripted)
+    manifest.verify(scripted)
+    assert len(key.read_bytes()) == len(whole) == 32
+    assert key.read_bytes() != whole
+
+
 def test_another_user_is_not(scripted, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "elsewhere"))
     with pytest.raises(UserError, match=r"model\.pt: TorchScript can run code"):

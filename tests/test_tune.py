@@ -168,6 +168,14 @@ def test_a_journal_of_another_tuning_is_refused(workspace, monkeypatch):
         tune(workspace, "dnn", method="tpe", trials=2, grid=GRID)
 
 
+def test_trials_of_another_grid_are_refused(workspace, monkeypatch):
+    monkeypatch.setattr(module, "evaluate", lambda *a: 0.5)
+    tune(workspace, "dnn", method="grid", trials=2, grid=GRID)
+    other = {key: tuple(value / 2 for value in values) for key, values in GRID.items()}
+    with pytest.raises(UserError, match=r"dnn.jsonl: trials of another tuning"):
+        tune(workspace, "dnn", method="grid", trials=2, grid=other)
+
+
 def test_trials_of_another_architecture_are_refused(workspace, monkeypatch):
     """As where `tune ameir` is called after `search`, and again after `train`, which chose another finalist."""
     monkeypatch.setattr(module, "evaluate", lambda *a: 0.5)

@@ -28,7 +28,7 @@ from typing import Any
 from ameir_merlin.config import Config, differences, load_config
 from ameir_merlin.environment import environment, versions
 from ameir_merlin.errors import UserError
-from ameir_merlin.files import read_json, write_json, write_text
+from ameir_merlin.files import atomic_file, read_json, write_json, write_text
 from ameir_merlin.progress import Progress
 
 CONFIG = "config.toml"
@@ -95,7 +95,8 @@ class RunFolder:
             return run
         refuse_foreign(path, config)
         try:
-            write_text(path / config.definition.name, config.definition.read_text(encoding="utf-8"))
+            with atomic_file(path / config.definition.name) as copy:
+                shutil.copyfile(config.definition, copy)  # byte by byte: it is compared so
             write_json(
                 path / ENVIRONMENT,
                 {
@@ -185,10 +186,10 @@ def refuse_foreign(path: str | Path, config: Config) -> None:
 
 
 def _ours(item: Path, config: Config) -> bool:
-    """Whether `item` may lie in a folder whose creation was interrupted."""
-    return item.name in (LOCK, ENVIRONMENT, config.definition.name) or (
-        item.name.startswith(".") and item.name.endswith(".tmp")
-    )
+    """Whether `item` may lie in a folder whose creation was interrupted. The user's own definition may not."""
+    if item.name == config.definition.name:
+        return not item.samefile(config.definition)
+    return item.name in (LOCK, ENVIRONMENT) or (item.name.startswith(".") and item.name.endswith(".tmp"))
 
 
 def _compare(run: RunFolder, config: Config, source: Path) -> None:

@@ -19,6 +19,7 @@ from ameir_merlin.run.launch import follow, launch
 from ameir_merlin.run.measure import measured
 from ameir_merlin.run.metrics import gather
 from ameir_merlin.run.stages import STAGES, Stage, Workspace, baseline, checked_device, checked_graphs, checked_strategy
+from ameir_merlin.serve.triton import running_on
 from ameir_merlin.space.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -158,18 +159,22 @@ class Run:
         self._save_metrics()  # a kill may have come between a marker and this file
 
     def again(self, name: str) -> None:
-        """Forget `name` and all stages after it, with their files."""
+        """Forget `name` and all stages after it, with their files; `UserError` while a server runs on one of these."""
         self._needs(name)
         names = list(self._stages)
         # From the last to the first: a kill in between leaves no finished stage behind an unfinished one.
-        for later in reversed(names[names.index(name) :]):
+        forgotten = {later: self._stages[later] for later in reversed(names[names.index(name) :])}
+        if any("triton" in stage.outputs for stage in forgotten.values()) and running_on(self.folder.triton):
+            raise UserError(f"{self.folder.triton}: a server runs on it; stop it first, or use another run folder")
+        for later, stage in forgotten.items():
             self.folder.marker(later).unlink(missing_ok=True)
-            for output in (*self._stages[later].outputs, *self._stages[later].beside):
+            for output in (*stage.outputs, *stage.beside):
                 path = self.path / output
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+        self._save_metrics()
 
     def prepare(self) -> None:
         """Raw files → prepared data."""

@@ -280,14 +280,14 @@ def check(workspace: Workspace) -> Figures:
     import pyarrow as pa
 
     from ameir_merlin.data.decode import files_of, groups_of
-    from ameir_merlin.data.parquet import ResidentData
+    from ameir_merlin.data.source import open_data
     from ameir_merlin.models import store
     from ameir_merlin.serve.check import SIZES, offline_scores
     from ameir_merlin.serve.check import check as check_repository
 
     run, model = workspace.run, store.load(workspace.run.path)
     raw = pa.concat_tables([group.read() for group in groups_of(files_of([run.data / "raw_test.parquet"]))])
-    test = ResidentData(run.data / "test", model.schema)
+    test = open_data(run.data / "test", model.schema, resident=run.config.data.resident)
     settings = run.config.export
     expected = offline_scores(model, test, raw.num_rows, settings.top_k, settings.exclude_history)
     with workspace.progress.task("comparing a Triton server's scores"):

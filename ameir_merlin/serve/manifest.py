@@ -10,11 +10,13 @@ Copied into the repository: the steps check themselves when Triton loads them, w
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import hmac
 import json
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from ameir_merlin.errors import UserError
@@ -24,6 +26,7 @@ FORMAT = 1
 TRUST = "AMEIR_MERLIN_TRUST"  # environment variable; "1" takes programs of other users
 _UNLISTED = (NAME, "_COMPLETE")  # the list itself, and the marker that `files.atomic_folder` adds after it
 _PROGRAMS = (".pt",)
+_KEY = 32  # bytes
 
 
 def digest(path: Path) -> str:
@@ -64,15 +67,23 @@ def signed(root: Path) -> bool:
 
 
 def _key(create: bool) -> bytes:
+    """This user's key, made if there is none yet; OSError where it cannot be had whole."""
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     path = Path(base) / "ameir-merlin" / "export.key"
     if create and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with contextlib.suppress(FileExistsError):  # another export was quicker
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor, temporary = tempfile.mkstemp(prefix=".export.", dir=path.parent)  # for its owner alone
+        try:
             with open(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(32))
-    return path.read_bytes()
+                file.write(secrets.token_bytes(_KEY))
+            with contextlib.suppress(FileExistsError):  # another export was quicker
+                os.link(temporary, path)  # whole or not at all
+        finally:
+            os.unlink(temporary)
+    key = path.read_bytes()
+    if len(key) != _KEY:  # a shorter one, even an empty one, would sign as well
+        raise OSError(errno.EINVAL, f"holds {len(key)} bytes, expected {_KEY}; remove it", str(path))
+    return key
 
 
 def _signature(sums: dict[str, str], key: bytes) -> str:

@@ -65,7 +65,8 @@ def _swap(server: Server, live: Path, new: Path, drain: float) -> None:
             _replace(live / name, before)
             with contextlib.suppress(UserError):
                 models.load(name)  # the new one may have been taken when the interrupt came
-            _drop(models, live, steps)
+            with contextlib.suppress(UserError):  # what went wrong first is told
+                _drop(models, live, steps)
             raise
         try:
             time.sleep(drain)
@@ -109,11 +110,18 @@ def _interface(ensemble: Path) -> set[str]:
 
 
 def _drop(models: Repository, live: Path, steps: list[str]) -> None:
+    """Unload `steps` and remove their files, also where the server has died: its next start reads `live`."""
+    refusals = []
     for step in steps:
-        models.unload(step)
+        try:
+            models.unload(step)
+        except UserError as error:
+            refusals.append(error)
         if (live / step).exists():  # an interrupt may come before it is copied
             shutil.rmtree(live / step)
     manifest.write(live)
+    if refusals:
+        raise refusals[0]
 
 
 def _replace(target: Path, source: Path) -> None:

@@ -27,7 +27,7 @@ from ameir_merlin.serve.control import KEY, Repository, Watch
 _CONTAINER = Path("/opt/tritonserver")
 _FOLDER = "ameir-triton-"  # of each server that runs, among the temporary files; its owner's alone
 _NOTE = "server.json"  # in it: the repositories and the `Server`
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK = ("127.0.0.1", "localhost")
 
 # Holds the read end of a pipe; when the process that started the server dies, however, the server goes too.
 _WATCH = """
@@ -185,7 +185,7 @@ def running_server(
     with tempfile.TemporaryDirectory(prefix=_FOLDER) as name:
         folder = Path(name)
         log = folder / "triton.log"
-        chosen = [port or free for port, free in zip(ports, _free_ports(host))]
+        chosen = _free_ports(host, ports)
         addresses = [f"{host}:{port}" for port in chosen]
         key = secrets.token_urlsafe(24) if found.closable else ""
         if key:
@@ -199,11 +199,13 @@ def running_server(
                 found.binary,
             )
         process = _start(found, folders, folder, host, chosen, options, log)
-        watch = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _WATCH, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
-        )
-        revive = None
+        watch = revive = None
         try:
+            watch = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _WATCH, str(process.pid)],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
             _wait_ready(process, host, chosen[0], timeout, log)
             if key:
                 revive = Watch(process.pid, Repository(f"{_reachable(host)}:{chosen[0]}", key))
@@ -219,11 +221,9 @@ def running_server(
         finally:
             # Triton waits in vain for what a killed process of its Python backend should have returned.
             _stop(process, patience=2.0 if revive and revive.revived else 15.0)
-            assert watch.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                watch.stdin.write(b".")
-                watch.stdin.close()
-            watch.wait()
+            if watch:
+                with contextlib.suppress(BrokenPipeError):
+                    watch.communicate(b".")
             for region in Path("/dev/shm").glob(f"{_region(folder)}*"):
                 region.unlink(missing_ok=True)
 
@@ -280,15 +280,18 @@ def _region(folder: Path) -> str:
     return f"{folder.name}_"
 
 
-def _free_ports(host: str) -> list[int]:
+def _free_ports(host: str, ports: Sequence[int]) -> list[int]:
+    """`ports`, a free one for each 0. `UserError` where another server listens: its "ready" would be taken for ours."""
     with contextlib.ExitStack() as stack:
         found = []
-        for _ in range(3):
+        for port in ports:
             probe = stack.enter_context(socket.socket())
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended does not count
             try:
-                probe.bind((host, 0))
-            except OSError as error:
-                raise UserError(f"cannot listen on '{host}' ({error.strerror})") from error
+                probe.bind((host, port))
+            except (OSError, OverflowError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "expected a port below 65536"
+                raise UserError(f"cannot listen on {host}:{port} ({reason})") from error
             found.append(probe.getsockname()[1])
         return found
 
