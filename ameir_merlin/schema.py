@@ -47,6 +47,8 @@ class Field:
     def __post_init__(self) -> None:
         if not self.name:
             raise UserError("schema: a field has no name")
+        if "/" in self.name or "/" in self.embedding or self.name.startswith("."):  # files are named after them
+            raise UserError(f"schema: field '{self.name}': expected a name without '/', and no '.' at its begin")
         if self.kind not in ("categorical", "multivalent", "dense"):
             raise UserError(f"schema: field '{self.name}': unknown kind '{self.kind}'")
         if self.role not in ("user", "item", "context"):

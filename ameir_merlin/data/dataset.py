@@ -183,7 +183,8 @@ def _checked(kind: type[Dataset], options: dict[str, Any], path: Path) -> dict[s
             options[key] = float(value)
         elif isinstance(hint, type) and type(value) is not hint:
             raise UserError(f"{path.name}: option '{key}' is {value!r}, expected {hint.__name__}")
-    absent = [name for name, f in known.items() if f.default is MISSING and name not in options]
+    needed = [name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    absent = [name for name in needed if name not in options]
     if absent:
         raise UserError(f"{path.name}: option '{absent[0]}' must be given")
     return options

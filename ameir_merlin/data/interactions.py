@@ -43,14 +43,23 @@ class Interactions:
         user = np.frombuffer(self._user, np.int32)
         item = np.frombuffer(self._item, np.int32)
         time = np.frombuffer(self._time, np.int64)
-        kept = core_rows(user, item, core)
-        if not len(kept):
-            raise UserError(f"{path}: no user and item with at least {core} interactions each")
-        user, item, time = user[kept], item[kept], time[kept]
-        order = np.lexsort((np.arange(len(user)), time, user))
-        user, item = user[order], item[order].astype(np.int64)
-        starts = np.flatnonzero(np.diff(user, prepend=-1))
-        return Sequences(np.arange(len(starts)), np.split(item, starts[1:]), pa.array(list(self._items)))
+        return by_user(path, user, item, time, pa.array(list(self._items)), core)
+
+
+def by_user(path: Path, user: np.ndarray, item: np.ndarray, time: np.ndarray, names: pa.Array, core: int) -> Sequences:
+    """Each user's items by time, equal times as they stand; only users and items with at least `core` of them.
+
+    user, item: codes from 0, those of items places in `names`. Users are numbered anew, in the order of their codes.
+    `UserError` if nobody is left; `path` is named in it.
+    """
+    kept = core_rows(user, item, core)
+    if not len(kept):
+        raise UserError(f"{path}: no user and item with at least {core} interactions each")
+    user, item, time = user[kept], item[kept], time[kept]
+    order = np.lexsort((np.arange(len(user)), time, user))
+    user, item = user[order], item[order].astype(np.int64)
+    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    return Sequences(np.arange(len(starts)), np.split(item, starts[1:]), names)
 
 
 def core_rows(user: np.ndarray, item: np.ndarray, core: int) -> np.ndarray:

@@ -96,14 +96,23 @@ def read_clicks(path: Path, columns: Mapping[str, str], label: str, **options: A
 
 
 def refuse(
-    path: Path, line: int, column: str, values: pa.ChunkedArray | pa.Array, good: np.ndarray, expected: str
+    path: Path,
+    line: int,
+    column: str,
+    values: pa.ChunkedArray | pa.Array,
+    good: np.ndarray,
+    expected: str,
+    counted: str = "line",
 ) -> None:
-    """`UserError` naming file, line, column and value of the first row that is not `good` (bool `[rows]`)."""
+    """`UserError` naming file, line, column and value of the first row that is not `good` (bool `[rows]`).
+
+    line: of the first row; what is not text counts in something else (`counted`).
+    """
     if not good.all():
         row = int(np.argmin(good))
         value = values[row].as_py()
         what = "is empty" if value is None else f"is '{value}'"
-        raise UserError(f"{path}: line {line + row}: column '{column}' {what}, expected {expected}")
+        raise UserError(f"{path}: {counted} {line + row}: column '{column}' {what}, expected {expected}")
 
 
 _NIBBLE = np.full(256, -1, np.int64)
@@ -130,12 +139,12 @@ def share(where: str, **values: float) -> None:
             raise UserError(f"{where}: option '{name}' is {value}, expected a share in (0, 1)")
 
 
-def check_click(path: Path, line: int, column: str, values: pa.ChunkedArray) -> None:
-    """`UserError` naming file, line and column unless every value is 0 or 1."""
+def check_click(path: Path, line: int, column: str, values: pa.ChunkedArray, counted: str = "line") -> None:
+    """`UserError` naming file, line and column unless every value is 0 or 1; `counted` as in `refuse`."""
     good = pc.fill_null(pc.is_in(values, value_set=pa.array([0, 1], values.type)), False)
     if not pc.all(good, min_count=0).as_py():
         row = int(np.argmin(np.asarray(good)))
-        raise UserError(f"{path}: line {line + row}: column '{column}' is {values[row].as_py()}, expected 0 or 1")
+        raise UserError(f"{path}: {counted} {line + row}: column '{column}' is {values[row].as_py()}, expected 0 or 1")
 
 
 def check_unique(path: Path, column: str, values: pa.ChunkedArray) -> None:

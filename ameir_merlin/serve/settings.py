@@ -43,7 +43,7 @@ class ExportSettings:
     warm_up: batch sizes run once before the server says that it is ready.
     response_dtype: type of the scores that clients get.
     top_k: items a retrieval model answers with.
-    exclude_history: leave out what the user has already had, as the evaluation does.
+    exclude_history: leave out the items of the history that the model reads. Evaluation leaves out all earlier ones.
     """
 
     name: str = "ameir"

@@ -1,0 +1,91 @@
+"""Purchase logs of your own as next-item retrieval: one row a purchase (or a view, a play), described by the options.
+
+Reads one log in the data folder (`ameir_merlin.data.log`: CSV, Parquet or a folder of Parquet files), whole, in memory.
+Leave-one-out, as Appendix B.2: each user's last item is the test's target, the one before it validation's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from ameir_merlin.data.dataset import Dataset, Raw, Split
+from ameir_merlin.data.interactions import by_user
+from ameir_merlin.data.log import Unit, read_log
+from ameir_merlin.data.sequences import HISTORY, TARGET, splits
+from ameir_merlin.errors import UserError
+from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
+
+
+@dataclass(frozen=True)
+class Purchases(Dataset):
+    """log: file or folder, with its ending or without. separator: of CSV.
+
+    user, item, time: names of these columns. time_unit: of times that are numbers.
+    integers: whether items are integers, not text. Whoever asks the served model sends the same.
+    core: users and items with fewer rows are left out, until there are none; at least 3.
+    max_length: items of a history.
+    negatives: how the 100 items beside the target are drawn. seed: of the draw.
+    """
+
+    log: str = "log"
+    separator: str = ","
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+    time_unit: Unit = "s"
+    integers: bool = False
+    core: int = 5
+    max_length: int = 50
+    negatives: Literal["uniform", "popularity"] = "uniform"
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        """`UserError` for a column that is named twice, and for fewer items of a user than the three splits need."""
+        if len({self.user, self.item, self.time}) < 3:
+            raise UserError(
+                f"purchases.py: columns {self.user}, {self.item}, {self.time}: expected three different ones"
+            )
+        if self.core < 3:
+            raise UserError(f"purchases.py: option 'core' is {self.core}, expected at least 3: one item for each split")
+
+    def schema(self) -> FeatureSchema:
+        """One behaviour field, no others."""
+        item = Field(HISTORY, role="item", embedding=TARGET)
+        return FeatureSchema(
+            (), Behaviour("history", (item,), max_length=self.max_length), Label(TARGET, "retrieval", TARGET)
+        )
+
+    def columns(self) -> dict[str, Raw]:
+        """Items as they are in the log."""
+        return {HISTORY: Raw("int64" if self.integers else "string")}
+
+    def read(self, folder: Path, statistics: dict[str, Any]) -> Iterator[tuple[Split, pa.Table]]:
+        """All in memory."""
+        rows = read_log(
+            folder,
+            self.log,
+            {self.user: "string", self.item: self.columns()[HISTORY].dtype},
+            self.time,
+            needed=(self.user, self.item),
+            unit=self.time_unit,
+            separator=self.separator,
+        )
+        users, items = (rows[name].combine_chunks().dictionary_encode() for name in (self.user, self.item))
+        sequences = by_user(
+            folder / self.log,
+            users.indices.to_numpy(),
+            items.indices.to_numpy(),
+            rows[self.time].to_numpy(),
+            items.dictionary,
+            self.core,
+        )
+        statistics |= sequences.statistics()
+        yield from splits(sequences, self.max_length, self.negatives, self.seed)
+
+
+DATASET = Purchases
