@@ -20,6 +20,9 @@ NULL = 1  # the value was missing; also the special tag of an empty history (App
 UNSEEN = 2  # the value was not in the training rows
 FIRST_ID = 3  # the first id of an ordinary value; NVTabular's Categorify numbers in the same way
 
+# What prepared rows and served models call columns of their own.
+RESERVED = ("negatives", "seen", "_user", "ids", "dense", "query", "score")
+
 Kind = Literal["categorical", "multivalent", "dense"]
 Role = Literal["user", "item", "context"]
 Task = Literal["click", "retrieval"]
@@ -116,6 +119,10 @@ class FeatureSchema:
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice and not (self.label.task == "retrieval" and twice == [self.label.name]):
             raise UserError(f"schema: names used twice: {', '.join(twice)}")
+        if taken := sorted({*names} & {*RESERVED}):
+            raise UserError(
+                f"schema: '{taken[0]}' cannot be the name of a column: {', '.join(RESERVED)} have a meaning"
+            )
         sizes: dict[str, int] = {}
         for field in (*self.sparse, *self.history_fields):
             if sizes.setdefault(field.embedding, field.cardinality) != field.cardinality:

@@ -1,8 +1,8 @@
 """Click logs of your own: one row an impression, described by the options alone.
 
-Reads one log in the data folder (`ameir_merlin.data.log`: CSV, Parquet or a folder of Parquet files), whole, in memory.
-The history of a row: the user's last `max_length` clicks strictly before it, each with its item and `item_fields`, as
-that row has them.
+Reads one log in the data folder (`ameir_merlin.data.log`: CSV, Parquet or a folder of Parquet files) into memory. The
+history of a row: the user's last `max_length` clicks strictly before it, each with its item and `item_fields` as they
+were then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from ameir_merlin.data.raw import share
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Kind, Label, Role
 
+HERE = Path(__file__).name
 TIMES = "history_time"
+PART = 100_000  # rows that are handed over at a time
 
 
 @dataclass(frozen=True)
@@ -63,29 +65,24 @@ class Clicks(Dataset):
     test_share: float = 0.1
 
     def __post_init__(self) -> None:
-        """`UserError` for columns that are named twice, or described and not there."""
-        for option in ("user_fields", "item_fields", "context_fields", "dense", "integers"):
-            names = getattr(self, option)
-            if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
-                raise UserError(f"clicks.py: option '{option}' is {names!r}, expected a list of columns")
+        """`UserError` for columns that are named twice, or described and not there, and for values out of range."""
         columns = Counter([*self.fields, *self.dense, self.time, self.label])
         if twice := [name for name, count in columns.items() if count > 1]:
-            raise UserError(f"clicks.py: column '{twice[0]}' is named twice")
+            raise UserError(f"{HERE}: column '{twice[0]}' is named twice")
         for option in ("several", "integers", "limits"):
             if unknown := [name for name in getattr(self, option) if name not in self.fields]:
                 known = ", ".join(self.fields)
-                raise UserError(f"clicks.py: option '{option}' has '{unknown[0]}', expected some of {known}")
-        for option, kind in (("several", str), ("limits", int)):
-            if wrong := [(name, value) for name, value in getattr(self, option).items() if type(value) is not kind]:
+                raise UserError(f"{HERE}: option '{option}' has '{unknown[0]}', expected some of {known}")
+        for name, between in self.several.items():
+            if not between or name in (*self.integers, self.user, self.item):
                 raise UserError(
-                    f"clicks.py: option '{option}.{wrong[0][0]}' is {wrong[0][1]!r}, expected {kind.__name__}"
+                    f"{HERE}: option 'several': '{name}': expected text with several values, and what is between"
                 )
-        if both := [name for name in self.several if name in (*self.integers, self.user, self.item)]:
-            raise UserError(f"clicks.py: column '{both[0]}' of option 'several': expected text with several values")
-        if self.max_values < 1:
-            raise UserError(f"clicks.py: option 'max_values' is {self.max_values}, expected at least 1")
-        share("clicks.py", valid_share=self.valid_share, test_share=self.test_share)
-        share("clicks.py", **{"valid_share + test_share": self.valid_share + self.test_share})
+        for where, least in {"max_values": self.max_values, "max_length": self.max_length, **self.limits}.items():
+            if least < 1:
+                raise UserError(f"{HERE}: option '{where}' is {least}, expected at least 1")
+        share(HERE, valid_share=self.valid_share, test_share=self.test_share)
+        share(HERE, **{"valid_share + test_share": self.valid_share + self.test_share})
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -131,8 +128,9 @@ class Clicks(Dataset):
             unit=self.time_unit,
             separator=self.separator,
         )
-        user = rows[self.user].combine_chunks().dictionary_encode().indices.to_numpy()
+        user = rows[self.user].dictionary_encode().combine_chunks().indices.to_numpy()
         time, clicked = rows[self.time].to_numpy(), rows[self.label].to_numpy() == 1.0
+        splits = self._splits(user, time)
         statistics |= {
             "users": int(user.max()) + 1,
             "items": len(pc.unique(rows[self.item])),
@@ -142,28 +140,33 @@ class Clicks(Dataset):
         clicks = rows.filter(pa.array(clicked))
         past = previous(user[clicked], time[clicked], user, time, self.max_length)
         seconds = pa.chunked_array([pa.array(clicks[self.time].to_numpy() // 1_000_000)])
-        for name in (self.item, *self.item_fields):
-            rows = rows.append_column(f"history_{name}", past.lists(clicks[name]))
-        rows = rows.append_column(TIMES, past.lists(seconds)).drop_columns([self.time])
-        splits = self._splits(user, time)
         for number, split in enumerate(SPLITS):
-            yield split, rows.filter(pa.array(splits == number))
+            own = np.flatnonzero(splits == number)
+            if not len(own):
+                shares = f"valid_share {self.valid_share:g} and test_share {self.test_share:g}, by {self.split}"
+                found = f"{rows.num_rows} rows at {len(np.unique(time))} moments"
+                raise UserError(f"{folder / self.log}: no rows for the {split} split: {shares}, of {found}")
+            for places in np.split(own, range(PART, len(own), PART)):  # histories are many times as large as the log
+                part, before = rows.take(pa.array(places)).drop_columns([self.time]), past.of(places)
+                for name in (self.item, *self.item_fields):
+                    part = part.append_column(f"history_{name}", before.lists(clicks[name]))
+                yield split, part.append_column(TIMES, before.lists(seconds))
 
     def _splits(self, user: np.ndarray, time: np.ndarray) -> np.ndarray:
         """For each row the place of its split in `SPLITS`."""
-        order = np.lexsort((np.arange(len(time)), time, user if self.split == "user" else np.zeros_like(user)))
-        owner = user[order] if self.split == "user" else np.zeros_like(user)
-        starts = np.flatnonzero(np.diff(owner, prepend=-1))
+        owner = user if self.split == "user" else np.zeros_like(user)
+        order = np.lexsort((time, owner))
+        starts = np.flatnonzero(np.diff(owner[order], prepend=-1))
         counts = np.diff(starts, append=len(owner))
         place = (np.arange(len(owner)) - np.repeat(starts, counts)) / np.repeat(counts, counts)
-        limits = [1 - self.valid_share - self.test_share, 1 - self.test_share]
+        limits = np.array([1 - self.valid_share - self.test_share, 1 - self.test_share])
         splits = np.empty(len(owner), np.int64)
-        splits[order] = np.searchsorted(np.array(limits) - 1e-9, place, side="right")
-        if self.split == "time":  # what happened at one moment stays together
+        splits[order] = np.searchsorted(limits - 1e-9, place, side="right")
+        if self.split == "time":  # what happened at one moment stays together, in the latest split of it
             _, moments = np.unique(time, return_inverse=True)
-            first = np.full(moments.max() + 1, len(SPLITS))
-            np.minimum.at(first, moments, splits)
-            splits = first[moments]
+            latest = np.zeros(moments.max() + 1, np.int64)
+            np.maximum.at(latest, moments, splits)
+            splits = latest[moments]
         return splits
 
     def _field(self, name: str, role: Role, history: bool = False) -> Field:

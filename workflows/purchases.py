@@ -1,7 +1,8 @@
 """Purchase logs of your own as next-item retrieval: one row a purchase (or a view, a play), described by the options.
 
-Reads one log in the data folder (`ameir_merlin.data.log`: CSV, Parquet or a folder of Parquet files), whole, in memory.
-Leave-one-out, as Appendix B.2: each user's last item is the test's target, the one before it validation's.
+Reads one log in the data folder (`ameir_merlin.data.log`: CSV, Parquet or a folder of Parquet files) into memory.
+Leave-one-out, as Appendix B.2: each user's last item is the test's target, the one before it validation's. An item
+counts once for a user, the first time: what is ranked and served are items that the user has not had.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from ameir_merlin.data.dataset import Dataset, Raw, Split
@@ -19,6 +21,8 @@ from ameir_merlin.data.log import Unit, read_log
 from ameir_merlin.data.sequences import HISTORY, TARGET, splits
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
+
+HERE = Path(__file__).name
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,9 @@ class Purchases(Dataset):
     def __post_init__(self) -> None:
         """`UserError` for a column that is named twice, and for fewer items of a user than the three splits need."""
         if len({self.user, self.item, self.time}) < 3:
-            raise UserError(
-                f"purchases.py: columns {self.user}, {self.item}, {self.time}: expected three different ones"
-            )
+            raise UserError(f"{HERE}: columns {self.user}, {self.item}, {self.time}: expected three different ones")
         if self.core < 3:
-            raise UserError(f"purchases.py: option 'core' is {self.core}, expected at least 3: one item for each split")
+            raise UserError(f"{HERE}: option 'core' is {self.core}, expected at least 3: one item for each split")
 
     def schema(self) -> FeatureSchema:
         """One behaviour field, no others."""
@@ -75,15 +77,14 @@ class Purchases(Dataset):
             unit=self.time_unit,
             separator=self.separator,
         )
-        users, items = (rows[name].combine_chunks().dictionary_encode() for name in (self.user, self.item))
-        sequences = by_user(
-            folder / self.log,
-            users.indices.to_numpy(),
-            items.indices.to_numpy(),
-            rows[self.time].to_numpy(),
-            items.dictionary,
-            self.core,
-        )
+        users, items = (rows[name].dictionary_encode().combine_chunks() for name in (self.user, self.item))
+        user, item = users.indices.to_numpy(), items.indices.to_numpy()
+        time = rows[self.time].to_numpy()
+        order = np.argsort(time, kind="stable")
+        _, first = np.unique(user[order].astype(np.int64) * len(items.dictionary) + item[order], return_index=True)
+        kept = np.sort(order[first])
+        sequences = by_user(folder / self.log, user[kept], item[kept], time[kept], items.dictionary, self.core)
+        statistics["repeated_rows"] = rows.num_rows - len(kept)
         statistics |= sequences.statistics()
         yield from splits(sequences, self.max_length, self.negatives, self.seed)
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
+from ameir_merlin.data.raw import TYPES
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import FeatureSchema
 
@@ -24,8 +25,6 @@ FORMAT = 1  # of preprocess.json in a prepared folder
 TARGETS = 5  # the last items of a training window, to predict (Appendix D.2)
 NEGATIVES = "negatives"  # extra column of retrieval rows: items to rank the target against
 SEEN = "seen"  # extra column of retrieval rows: all items that the user had before the target
-
-_ARROW = {"int64": pa.int64(), "string": pa.string(), "float64": pa.float64()}
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Raw:
     @property
     def arrow(self) -> pa.DataType:
         """The Arrow type of one value."""
-        return _ARROW[self.dtype]
+        return TYPES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -171,20 +170,31 @@ def load_definition(path: str | Path, options: dict[str, Any] | None = None) -> 
 def _checked(kind: type[Dataset], options: dict[str, Any], path: Path) -> dict[str, Any]:
     hints = get_type_hints(kind)
     known = {f.name: f for f in fields(kind)}
-    for key, value in options.items():
+    for key, value in list(options.items()):
         if key not in known:
             raise UserError(f"{path.name}: unknown option '{key}'; the options are {', '.join(known) or '(none)'}")
-        hint = hints[key]
-        if get_origin(hint) is Literal:
-            if value not in get_args(hint):
-                expected = ", ".join(map(repr, get_args(hint)))
-                raise UserError(f"{path.name}: option '{key}' is {value!r}, expected one of {expected}")
-        elif hint is float and type(value) is int:
-            options[key] = float(value)
-        elif isinstance(hint, type) and type(value) is not hint:
-            raise UserError(f"{path.name}: option '{key}' is {value!r}, expected {hint.__name__}")
+        options[key] = _as(hints[key], value, f"{path.name}: option '{key}'")
     needed = [name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     absent = [name for name in needed if name not in options]
     if absent:
         raise UserError(f"{path.name}: option '{absent[0]}' must be given")
     return options
+
+
+def _as(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint` of an option, TOML's lists as tuples; `UserError` if it is of another type."""
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind is Literal:
+        if value not in parts:
+            raise UserError(f"{where} is {value!r}, expected one of {', '.join(map(repr, parts))}")
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is tuple and type(value) is list:
+        return tuple(_as(parts[0], each, where) for each in value)
+    if kind is dict and type(value) is dict:
+        return {name: _as(parts[1], each, f"{where}: '{name}'") for name, each in value.items()}
+    if isinstance(kind, type) and type(value) is not kind:
+        expected = "list" if kind is tuple else kind.__name__
+        raise UserError(f"{where} is {value!r}, expected {expected}")
+    return value

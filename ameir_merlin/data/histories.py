@@ -16,6 +16,10 @@ class Previous:
     starts: np.ndarray
     stops: np.ndarray
 
+    def of(self, queries: np.ndarray) -> Previous:
+        """The same for some of the queries, by their places."""
+        return Previous(self.order, self.starts[queries], self.stops[queries])
+
     def lists(self, values: pa.Array | pa.ChunkedArray) -> pa.ListArray:
         """One list a query: the `values` of its behaviours in time order (nulls stay nulls)."""
         lengths = self.stops - self.starts

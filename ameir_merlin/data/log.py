@@ -11,14 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ameir_merlin.data.raw import check_click, read_table, refuse
+from ameir_merlin.data.raw import TYPES, check_click, read_table, refuse
 from ameir_merlin.errors import UserError
 
-Unit = Literal["s", "ms", "us"]
+Unit = Literal["s", "ms", "us", "ns"]
 
-_TYPES = {"int64": pa.int64(), "string": pa.string(), "float64": pa.float64()}
 _ENDINGS = ("", ".parquet", ".csv", ".csv.gz")
-_IN_MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_OF_A_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_MICRO = 10**6
+_LIMITS = (-70 * 366 * 86_400 * _MICRO, 230 * 366 * 86_400 * _MICRO)  # about 1900 to 2200
+_EXPECTED = "a number, or a moment as 2026-01-31 12:00:00"
 
 
 def read_log(
@@ -35,29 +37,45 @@ def read_log(
     """The log `name` in `folder`, in memory: the columns of `kinds` and `time`, rows in the order of the files.
 
     name: of a file, with its ending or without (.parquet, .csv, .csv.gz), or of a folder of Parquet files, which are
-        read in the order of their names.
+        read in the order of their names, but for those that begin with . or _.
     kinds: name to "int64", "string" or "float64". Parquet columns of other types are cast where no value changes.
-    time: comes back as int64 microseconds. Numbers are of `unit`, text is ISO 8601 ("2026-01-31 12:00:00"; with a zone
-        in every row, or in none), Parquet may have timestamps or dates.
+    time: comes back as int64 microseconds since 1970. Numbers are of `unit`; text is ISO 8601, with a zone in every row
+        or in none; Parquet may have timestamps or dates. Without a zone it is UTC.
     needed: columns that must have a value in each row; `time` and `label` must in any case.
     label: the column that must be 0 or 1.
-    separator: of CSV.
-    Raises `UserError` naming the file, the line (of a Parquet file: the row, from 1) and the column.
+    separator: of CSV, one character.
+    Raises `UserError` naming the file, the row (from 1, without the header) and the column.
     """
-    parts = []
-    for path, counted, first, part in _parts(_found(folder, name), {**kinds, time: "string"}, time, separator):
+    if len(separator) != 1 or not separator.isascii():
+        raise UserError(f"separator {separator!r}: expected one ASCII character")
+    parts, forms = [], set()
+    for path, first, part in _parts(_found(folder, name), {**kinds, time: "string"}, time, separator):
         for column in (*needed, *filter(None, [label])):
-            refuse(path, first, column, part[column], part[column].is_valid().to_numpy(), "a value", counted)
+            refuse(path, first, column, part[column], part[column].is_valid().to_numpy(), "a value", "row")
         if label:
-            check_click(path, first, label, part[label], counted)
-        moments = _moments(path, first, time, part[time], unit, counted)
+            check_click(path, first, label, part[label], "row")
+        moments, form = _moments(path, first, time, part[time], unit)
+        forms.add(form)
+        if len(forms) > 1:
+            mixed = " and ".join(sorted(forms))
+            raise UserError(
+                f"{path}: row {first}: column '{time}' has {mixed} from here on, expected one form throughout"
+            )
         parts.append(part.set_column(part.column_names.index(time), time, moments))
+    if not parts:
+        raise UserError(f"{folder / name}: the log has no rows")
     return pa.concat_tables(parts)
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
 
 
 def _found(folder: Path, name: str) -> list[Path]:
     for path in (folder / f"{name}{ending}" for ending in _ENDINGS):
-        if path.is_dir() and (parts := sorted(path.glob("*.parquet"))):
+        if path.is_dir():
+            parts = sorted(p for p in path.glob("*.parquet") if not p.name.startswith((".", "_")))
+            if not parts:
+                raise UserError(f"{path}: no Parquet files in this folder; those in folders below it are not read")
             return parts
         if path.is_file():
             return [path]
@@ -67,20 +85,18 @@ def _found(folder: Path, name: str) -> list[Path]:
 
 def _parts(
     paths: list[Path], kinds: Mapping[str, str], time: str, separator: str
-) -> Iterator[tuple[Path, str, int, pa.Table]]:
-    """Each part with its file, what its rows are counted in, and the number of its first one."""
-    rows = 0
+) -> Iterator[tuple[Path, int, pa.Table]]:
+    """Each part with its file and the number of its first row there."""
     for path in paths:
-        if path.suffix == ".parquet":
-            table = _parquet(path, kinds, time)
-            rows += table.num_rows
-            yield path, "row", 1, table
-        else:
+        with open(path, "rb") as file:
+            parquet = file.read(4) == b"PAR1"
+        if not parquet and path.suffix == ".parquet":
+            raise UserError(f"{path}: not a Parquet file")
+        if not parquet:
             for line, table in read_table(path, kinds, separator=separator):
-                rows += table.num_rows
-                yield path, "line", line, table
-    if not rows:
-        raise UserError(f"{paths[0]}: the log has no rows")
+                yield path, line - 1, table
+        elif (table := _parquet(path, kinds, time)).num_rows:
+            yield path, 1, table
 
 
 def _parquet(path: Path, kinds: Mapping[str, str], time: str) -> pa.Table:
@@ -88,59 +104,86 @@ def _parquet(path: Path, kinds: Mapping[str, str], time: str) -> pa.Table:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             for name in kinds:
-                if name not in names:
-                    raise UserError(f"{path}: no column '{name}'; its columns are {', '.join(names)}")
-            table = file.read(list(kinds)).select(list(kinds))
+                if names.count(name) != 1:
+                    raise UserError(
+                        f"{path}: {names.count(name) or 'no'} column '{name}'; its columns are {', '.join(names)}"
+                    )
+            table = file.read(list(kinds))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
-    for place, (name, kind) in enumerate(kinds.items()):
-        if name == time:
-            continue
-        try:
-            table = table.set_column(place, name, table[name].cast(_TYPES[kind]))
-        except pa.ArrowException as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: column '{name}' is {table[name].type}, expected {kind} ({reason})") from error
-    return table
+    return pa.table(
+        {name: _cast(path, name, table[name], kind if name != time else "") for name, kind in kinds.items()}
+    )
 
 
-def _moments(path: Path, first: int, column: str, values: pa.ChunkedArray, unit: Unit, counted: str) -> pa.ChunkedArray:
-    """`values` as int64 microseconds."""
-    refuse(path, first, column, values, values.is_valid().to_numpy(), "a moment", counted)
-    expected = "a number, or a moment as 2026-01-31 12:00:00 (with a zone in every row, or in none)"
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        numbers = pc.match_substring_regex(values, r"^-?\d{1,18}(\.\d*)?$").to_numpy()
-        if not numbers.any() and len(values):
-            return _dates(path, first, column, values, expected, counted)
-        refuse(path, first, column, values, numbers, expected, counted)
-        whole = not pc.any(pc.match_substring(values, ".")).as_py()
-        values = values.cast(pa.int64() if whole else pa.float64())
-    if pa.types.is_temporal(values.type):
-        return values.cast(pa.timestamp("us", getattr(values.type, "tz", None)), safe=False).cast(pa.int64())
-    scale = _IN_MICROSECONDS[unit]
+def _cast(path: Path, name: str, values: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
+    """`values` as `kind`; with "" only text in all its forms as text."""
+    found = values.type
     try:
-        if pa.types.is_integer(values.type):
-            return pc.multiply_checked(values.cast(pa.int64()), scale)
-        return pc.round(pc.multiply(values.cast(pa.float64()), float(scale))).cast(pa.int64())
+        if pa.types.is_dictionary(found):
+            values = values.cast(found.value_type)
+        if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
+            values = values.cast(pa.string())
+        if kind == "string" and pa.types.is_floating(values.type):
+            values = values.cast(pa.int64())  # numbers that pandas made floats because some are missing
+        return values.cast(TYPES[kind]) if kind else values
     except pa.ArrowException as error:
-        raise UserError(f"{path}: column '{column}' ({values.type}): {error}; expected {expected}") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: column '{name}' is {found}, expected {kind or 'a moment'} ({reason})") from error
 
 
-def _dates(
-    path: Path, first: int, column: str, values: pa.ChunkedArray, expected: str, counted: str
-) -> pa.ChunkedArray:
-    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
-        try:
-            return values.cast(kind).cast(pa.int64())
-        except pa.ArrowInvalid:
-            continue
-    good = np.zeros(len(values), bool)
-    for row, value in enumerate(values):  # slowly, once, to name the first one
-        try:
-            value.cast(kind if value.as_py().rstrip().endswith("Z") else pa.timestamp("us"))
-            good[row] = True
-        except pa.ArrowInvalid:
-            break
-    good[row + 1 :] = True
-    refuse(path, first, column, values, good, expected, counted)
-    raise UserError(f"{path}: column '{column}': some moments have a zone and some none; {expected}")
+# Moments -------------------------------------------------------------------------------------------------------------
+
+
+def _moments(path: Path, first: int, column: str, values: pa.ChunkedArray, unit: Unit) -> tuple[pa.ChunkedArray, str]:
+    """`values` as int64 microseconds, and what they are: numbers, moments with a zone or without."""
+    refuse(path, first, column, values, values.is_valid().to_numpy(), "a moment", "row")
+    form = "numbers"
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        numbers = pc.match_substring_regex(values, r"^-?\d{1,19}(\.\d*)?$").to_numpy()
+        if numbers[0]:
+            refuse(path, first, column, values, numbers, _EXPECTED, "row")
+            whole = not pc.any(pc.match_substring(values, ".")).as_py()
+            values = values.cast(pa.int64() if whole else pa.float64())
+        else:
+            values = _dates(path, first, column, values)
+    try:
+        if pa.types.is_date(values.type) or pa.types.is_timestamp(values.type):
+            zone = getattr(values.type, "tz", None)
+            form = "moments with a zone" if zone else "moments without a zone"
+            fine = getattr(values.type, "unit", "") == "ns"
+            moments = values.cast(pa.timestamp("us", zone), safe=not fine).cast(pa.int64())
+        elif pa.types.is_integer(values.type):
+            moments = values.cast(pa.int64())
+            if unit == "ns":
+                moments = pc.divide(moments, 1000)
+            else:
+                moments = pc.multiply_checked(moments, _MICRO // _OF_A_SECOND[unit])
+        else:
+            moments = pc.round(pc.multiply(values.cast(pa.float64()), _MICRO / _OF_A_SECOND[unit])).cast(pa.int64())
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: column '{column}' is {values.type}, expected {_EXPECTED} ({reason})") from error
+    good = pc.and_(pc.greater(moments, _LIMITS[0]), pc.less(moments, _LIMITS[1])).to_numpy()
+    refuse(path, first, column, values, good, f"a moment from 1900 to 2200 (numbers count as {unit})", "row")
+    return moments, form
+
+
+def _dates(path: Path, first: int, column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    kinds = [pa.timestamp(unit, zone) for zone in (None, "UTC") for unit in ("us", "ns")]
+    for kind in kinds:
+        if _casts(values, kind):
+            return values.cast(kind)
+    # Slowly, once: which one is none, or is not like the first?
+    like = [[_casts(value, kind) for kind in (kinds[1], kinds[3])] for value in values]
+    good = np.array([any(fits) and fits == like[0] for fits in like])
+    refuse(path, first, column, values, good, f"{_EXPECTED}, with a zone in every row or in none", "row")
+    raise UserError(f"{path}: column '{column}': expected {_EXPECTED}")
+
+
+def _casts(values: pa.ChunkedArray | pa.Scalar, kind: pa.DataType) -> bool:
+    try:
+        values.cast(kind)
+    except pa.ArrowException:
+        return False
+    return True

@@ -20,7 +20,7 @@ import pyarrow.csv
 from ameir_merlin.errors import UserError
 
 NULLS = ("", "NULL", "null", "NaN", "nan")
-_TYPES = {"int64": pa.int64(), "string": pa.string(), "float64": pa.float64()}
+TYPES = {"int64": pa.int64(), "string": pa.string(), "float64": pa.float64()}
 
 
 def find(folder: Path, *names: str) -> Path:
@@ -73,7 +73,7 @@ def read_table(
         if header.count(name) > 1:
             raise UserError(f"{path}: line 1: column '{name}' is there {header.count(name)} times")
     line = 1 if names else 2
-    types = {name: _TYPES[kind] for name, kind in columns.items()}
+    types = {name: TYPES[kind] for name, kind in columns.items()}
     found = False
     try:
         for table in _parts(path, header, types, separator, skip=line - 1, quote=quote):
@@ -168,9 +168,9 @@ def _first_line(error: Exception) -> str:
 
 def _header(path: Path, separator: str) -> list[str]:
     for line in open_lines(path):
-        if not line.replace("\t", "").isprintable():
+        if not line.removeprefix("\ufeff").replace("\t", "").isprintable():
             raise UserError(f"{path}: line 1: expected a header, got {line[:60]!r}")
-        return [name.strip().strip('"') for name in line.split(separator)]
+        return [name.strip() for name in next(csv.reader([line.removeprefix("\ufeff")], delimiter=separator), [])]
     raise UserError(f"{path}: the file is empty")
 
 
@@ -181,7 +181,10 @@ def _parts(path, header, types, separator, *, skip, quote) -> Iterator[pa.Table]
             read_options=pyarrow.csv.ReadOptions(column_names=list(header), skip_rows=skip, block_size=1 << 24),
             # Blank lines count, as lines that are too short: dropped ones would put the numbers of all others wrong.
             parse_options=pyarrow.csv.ParseOptions(
-                delimiter=separator, quote_char='"' if quote else False, ignore_empty_lines=False
+                delimiter=separator,
+                quote_char='"' if quote else False,
+                newlines_in_values=quote,
+                ignore_empty_lines=False,
             ),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=types, include_columns=list(types), null_values=list(NULLS), strings_can_be_null=True

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import filecmp
 import os
 import shutil
 from collections.abc import Iterator
@@ -186,9 +187,9 @@ def refuse_foreign(path: str | Path, config: Config) -> None:
 
 
 def _ours(item: Path, config: Config) -> bool:
-    """Whether `item` may lie in a folder whose creation was interrupted. The user's own definition may not."""
+    """Whether `item` may lie in a folder whose creation was interrupted: a copy of the definition, not the user's."""
     if item.name == config.definition.name:
-        return not item.samefile(config.definition)
+        return not item.samefile(config.definition) and filecmp.cmp(item, config.definition, shallow=False)
     return item.name in (LOCK, ENVIRONMENT) or (item.name.startswith(".") and item.name.endswith(".tmp"))
 
 

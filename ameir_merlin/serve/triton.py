@@ -289,6 +289,7 @@ def _free_ports(host: str, ports: Sequence[int]) -> list[int]:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended does not count
             try:
                 probe.bind((host, port))
+                probe.listen()  # so that no port is taken twice
             except (OSError, OverflowError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "expected a port below 65536"
                 raise UserError(f"cannot listen on {host}:{port} ({reason})") from error
