@@ -92,9 +92,9 @@ def feature_schema(schema: Schema) -> FeatureSchema:
             if Tags.SEQUENCE in column.tags:
                 slots = int(column.properties.get(SLOTS, 1))
                 lengths.add(_length(column) // slots)
-                history.append(_sparse(column, slots))
+                history.append(_sparse(column, slots, several=slots > 1))
             else:
-                fields.append(_sparse(column, _length(column) if column.is_list else 1))
+                fields.append(_sparse(column, _length(column) if column.is_list else 1, several=column.is_list))
     behaviour = None
     if history:
         if len(lengths) > 1:
@@ -110,11 +110,11 @@ def _role(column: ColumnSchema) -> Role:
     return next((role for role, tag in ROLES.items() if tag in column.tags), "context")
 
 
-def _sparse(column: ColumnSchema, slots: int) -> Field:
+def _sparse(column: ColumnSchema, slots: int, several: bool) -> Field:
     domain = column.properties.get("domain") or {}
     if not domain.get("max"):
         raise UserError(f"Merlin schema: column '{column.name}' is categorical and has no domain with a max")
-    kind: Kind = "multivalent" if slots > 1 else "categorical"
+    kind: Kind = "multivalent" if several else "categorical"
     name = str(domain.get("name") or column.name)
     return Field(column.name, kind, _role(column), int(domain["max"]) + 1, name, slots)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import threading
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,7 @@ from test_data_parquet import CLICK, RETRIEVAL, as_rows, click_rows, equal, writ
 from ameir_merlin.data import loader, parquet
 from ameir_merlin.data.loader import BatchLoader, MerlinData, dataset
 from ameir_merlin.data.parquet import ResidentData, StreamedData, read_bundle
-from ameir_merlin.data.source import open_data
+from ameir_merlin.data.source import free, left_in_container, open_data
 from ameir_merlin.errors import UserError
 
 
@@ -172,3 +174,17 @@ def test_resident_is_a_choice(tmp_path):
     kept = open_data(tmp_path, CLICK)
     for seed in (None, 3):
         assert equal(streamed.batches(9, seed=seed), kept.batches(9, seed=seed))
+
+
+def test_what_a_container_may_still_take(tmp_path):
+    files = {"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": "anon 5\ninactive_file 250\nfile 300\n"}
+    assert left_in_container(tmp_path) == math.inf
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert left_in_container(tmp_path) == 1000 - 700 + 250
+    (tmp_path / "memory.max").write_text("600\n")
+    (tmp_path / "memory.stat").write_text("anon 5\n")
+    assert left_in_container(tmp_path) == 0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert left_in_container(tmp_path) == math.inf
+    assert 0 < free("cpu") <= psutil.virtual_memory().total

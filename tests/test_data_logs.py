@@ -18,6 +18,7 @@ from ameir_merlin.data.dataset import load_definition
 from ameir_merlin.data.generate import generate
 from ameir_merlin.data.log import read_log
 from ameir_merlin.data.prepare import prepare
+from ameir_merlin.data.raw import read_table
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import FeatureSchema
 
@@ -497,3 +498,12 @@ def test_the_readmes_example(tmp_path):
         10,
         10,
     ]
+
+
+def test_a_wrong_row_behind_line_breaks_is_named(tmp_path):
+    """Rows and lines part ways there; the line is that of an editor."""
+    rows = [f'u{k},"a\nb",{k}' for k in range(300_000)]
+    rows[290_000] = 'u,"a\nb",soon'
+    (tmp_path / "log.csv").write_text("user,title,n\n" + "\n".join(rows) + "\n")
+    with pytest.raises(UserError, match=r"log\.csv: line 580002: column 'n' is 'soon', expected int64"):
+        list(read_table(tmp_path / "log.csv", {"user": "string", "n": "int64"}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass, field, replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,10 +20,11 @@ from data_helpers import (
     vocabulary,
 )
 
+from ameir_merlin.data.dataset import Raw, load_definition
 from ameir_merlin.data.prepare import prepare
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import is_complete
-from ameir_merlin.schema import FeatureSchema
+from ameir_merlin.schema import FeatureSchema, Field
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +213,90 @@ def test_long_history(tmp_path):
     assert schema.tables["item"] < 15
     value = vocabulary(tmp_path / "out", "item")
     assert prepared(tmp_path / "out", "train")["h_item"][0] == [value.index(i) + 3 for i in (99_997, 99_998, 99_999)]
+
+
+@dataclass(frozen=True)
+class Other(Tiny):
+    """`Tiny` with other raw columns, or other fields."""
+
+    raw: dict[str, Raw] = field(default_factory=dict)
+    more: tuple[Field, ...] = ()
+
+    def columns(self):
+        return super().columns() | self.raw
+
+    def schema(self):
+        schema = super().schema()
+        return replace(schema, fields=(*schema.fields, *self.more))
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"tags": Raw("string")}, "column 'tags': multivalent, with string; expected strings with a separator"),
+        ({"user": Raw("float64")}, "column 'user': categorical, with float64; expected int64 or string"),
+        ({"price": Raw("int64")}, "column 'price': dense, with int64 filled by 0.0; expected float64"),
+        ({"price": Raw("float64", fill=float("nan"))}, "column 'price': dense, with float64 filled by nan"),
+        ({"h_item": Raw("string")}, "column 'h_item': string, but 'item' of the same table 'item' is int64"),
+    ],
+)
+def test_raw_columns_that_do_not_fit_their_fields(tmp_path, raw, message):
+    with pytest.raises(UserError, match=f"Other: {message}"):
+        prepare(Other(tiny_rows(), raw=raw), tmp_path, tmp_path / "out")
+
+
+def test_a_column_called_as_a_table_of_two(tmp_path):
+    """Categorify would write both countings to one file."""
+    raw, more = {"item_h_item": Raw("string")}, (Field("item_h_item"),)
+    rows = {split: part | {"item_h_item": ["z"] * len(part["user"])} for split, part in tiny_rows().items()}
+    with pytest.raises(UserError, match="column 'item_h_item': so is a table called that several columns share"):
+        prepare(Other(rows, raw=raw, more=more), tmp_path, tmp_path / "out")
+
+
+def test_vocabularies_are_forgotten_after_the_last_row(tmp_path):
+    prepare(Tiny(tiny_rows()), tmp_path, tmp_path / "out")
+    from ameir_merlin.data import ops
+
+    assert ops._index.cache_info().currsize == 0
+
+
+OPTIONS = """
+from dataclasses import dataclass
+from typing import Any, Optional
+from data_helpers import Tiny
+
+@dataclass(frozen=True)
+class DATASET(Tiny):
+    most: int | None = None
+    name: Optional[str] = None
+    any: Any = 1
+    pair: tuple[int, str] = (1, "a")
+    loose: tuple = ()
+    deep: dict[str, Any] = None
+    parts: dict[str, tuple[int, ...]] = None
+"""
+
+
+def test_options_of_any_annotation(tmp_path):
+    (tmp_path / "own.py").write_text(OPTIONS)
+    given = {
+        "most": 3,
+        "name": "x",
+        "any": [1, "b"],
+        "pair": [2, "b"],
+        "loose": [1, "b"],
+        "deep": {"a": [1]},
+        "parts": {"a": [1, 2]},
+    }
+    made = load_definition(tmp_path / "own.py", given)
+    assert (made.most, made.name, made.any, made.pair, made.loose) == (3, "x", [1, "b"], (2, "b"), (1, "b"))
+    assert (made.deep, made.parts) == ({"a": [1]}, {"a": (1, 2)})
+    for wrong, message in [
+        ({"most": "3"}, "option 'most' is '3', expected int or NoneType"),
+        ({"pair": ["a", "b"]}, "option 'pair' is 'a', expected int"),
+        ({"pair": [1]}, r"option 'pair' is \[1\], expected 2 values"),
+        ({"parts": {"a": ["x"]}}, "option 'parts': 'a' is 'x', expected int"),
+        ({"deep": [1]}, r"option 'deep' is \[1\], expected dict"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load_definition(tmp_path / "own.py", wrong)

@@ -268,6 +268,7 @@ def test_popular_negatives_are_popular():
     ("text", "message"),
     [
         ("1 2 3 4\n2 x 3 4\n", "line 2: expected a user and items as integers"),
+        ("1 2 3 4\n2 99999999999999999999 3 4\n", "line 2: expected a user and items as integers of 64 bits"),
         ("1 2 3\n", "line 1: user 1 has 2 items"),
         ("1 2 3 4\n1 2 3 4\n", "line 2: user 1 comes a second time"),
         ("1 2 3 4\n\n", "line 2: expected a user"),

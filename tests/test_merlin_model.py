@@ -18,7 +18,7 @@ from ameir_merlin.data.parquet import ResidentData
 from ameir_merlin.errors import UserError
 from ameir_merlin.models import store
 from ameir_merlin.models.ameir import Ameir
-from ameir_merlin.schema import FeatureSchema
+from ameir_merlin.schema import FeatureSchema, Field, Label
 from ameir_merlin.train.objectives.click import click_loss
 
 with warnings.catch_warnings():
@@ -41,6 +41,12 @@ def test_a_schema_survives_the_way_to_merlin_and_back(name):
         fields = tuple(replace(f, role="item") for f in schema.behaviour.fields)
         schema = replace(schema, behaviour=replace(schema.behaviour, fields=fields, times=""))
     assert back == schema
+
+
+def test_a_list_of_one_value_is_still_a_list():
+    tags = Field("tags", "multivalent", "item", 9, max_values=1)
+    schema = FeatureSchema((tags, Field("user", role="user", cardinality=5)), None, Label("click"))
+    assert feature_schema(merlin_schema(schema)) == schema
 
 
 def test_a_schema_of_a_stranger_is_read_by_tags_and_domains():

@@ -290,3 +290,10 @@ def test_cosine_goes_from_one_to_zero():
 def test_settings_are_checked(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(SETTINGS, **changes)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", bytes(range(256)) * 9])
+def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.pt: not a checkpoint of this program \(.+\); delete it"):
+        trained(FIELDS, tmp_path / "x.pt")

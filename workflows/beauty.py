@@ -86,7 +86,7 @@ class Beauty(Dataset):
             try:
                 review = json.loads(line)
                 user, item, time = review["reviewerID"], review["asin"], review["unixReviewTime"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{path}: line {number}: expected a review with reviewerID, asin and unixReviewTime "
                     f"({type(error).__name__}: {error})"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
@@ -86,10 +89,7 @@ class Dataset(ABC):
         (lists of raw items) and `_user` (int64).
         """
         schema, columns = self.schema(), self.columns()
-        wanted = [f.name for f in (*schema.fields, *schema.history_fields)]
-        missing = [name for name in wanted if name not in columns]
-        if missing:
-            raise UserError(f"{type(self).__name__}: columns() lacks {', '.join(missing)}")
+        _check_columns(type(self).__name__, schema, columns)
         parts = [(f.name, columns[f.name].arrow) for f in schema.fields]
         parts += [(f.name, pa.list_(columns[f.name].arrow)) for f in schema.history_fields]
         if schema.times:
@@ -129,6 +129,25 @@ class Dataset(ABC):
         for field in (*schema.sparse, *schema.history_fields):
             tables[field.embedding] = (*tables.get(field.embedding, ()), field.name)
         return tables
+
+
+def _check_columns(name: str, schema: FeatureSchema, columns: dict[str, Raw]) -> None:
+    """`UserError` unless there is a raw column of a fitting kind for each field of the definition `name`."""
+    kinds: dict[str, tuple[str, str]] = {}
+    for field in (*schema.fields, *schema.history_fields):
+        if field.name not in columns:
+            raise UserError(f"{name}: columns() lacks {field.name}")
+        raw, where = columns[field.name], f"{name}: column '{field.name}'"
+        if field.kind == "dense":
+            if raw.dtype != "float64" or not math.isfinite(raw.fill):
+                raise UserError(f"{where}: dense, with {raw.dtype} filled by {raw.fill}; expected float64 and a number")
+            continue
+        if raw.dtype == "float64" or (field.kind == "multivalent" and (raw.dtype != "string" or not raw.separator)):
+            expected = "strings with a separator" if field.kind == "multivalent" else "int64 or string"
+            raise UserError(f"{where}: {field.kind}, with {raw.dtype}; expected {expected}")
+        other, kind = kinds.setdefault(field.embedding, (field.name, raw.dtype))
+        if kind != raw.dtype:
+            raise UserError(f"{where}: {raw.dtype}, but '{other}' of the same table '{field.embedding}' is {kind}")
 
 
 class _Definition(SourceFileLoader):
@@ -184,6 +203,13 @@ def _checked(kind: type[Dataset], options: dict[str, Any], path: Path) -> dict[s
 def _as(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type `hint` of an option, TOML's lists as tuples; `UserError` if it is of another type."""
     kind, parts = get_origin(hint) or hint, get_args(hint)
+    if hint is Any:
+        return value
+    if kind in (Union, UnionType):
+        for part in parts:
+            with suppress(UserError):
+                return _as(part, value, where)
+        raise UserError(f"{where} is {value!r}, expected {' or '.join(part.__name__ for part in parts)}")
     if kind is Literal:
         if value not in parts:
             raise UserError(f"{where} is {value!r}, expected one of {', '.join(map(repr, parts))}")
@@ -191,9 +217,14 @@ def _as(hint: Any, value: Any, where: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if kind is tuple and type(value) is list:
-        return tuple(_as(parts[0], each, where) for each in value)
+        if not parts or parts[-1] is ...:  # as many as there are
+            parts = (parts[0] if parts else Any,) * len(value)
+        if len(parts) != len(value):
+            raise UserError(f"{where} is {value!r}, expected {len(parts)} values")
+        return tuple(_as(part, each, where) for part, each in zip(parts, value))
     if kind is dict and type(value) is dict:
-        return {name: _as(parts[1], each, f"{where}: '{name}'") for name, each in value.items()}
+        part = parts[1] if parts else Any
+        return {name: _as(part, each, f"{where}: '{name}'") for name, each in value.items()}
     if isinstance(kind, type) and type(value) is not kind:
         expected = "list" if kind is tuple else kind.__name__
         raise UserError(f"{where} is {value!r}, expected {expected}")

@@ -15,7 +15,7 @@ from ameir_merlin.errors import UserError
 
 @dataclass
 class Interactions:
-    """Interactions as they come from a file: 20 bytes each, and each different name once."""
+    """Interactions as they come from a file: 16 bytes each, and each different name once."""
 
     _users: dict[str, int] = field(default_factory=dict)
     _items: dict[str, int] = field(default_factory=dict)
@@ -25,7 +25,8 @@ class Interactions:
 
     def add(self, path: Path, line: int, user: str, item: str, time: int) -> None:
         """One interaction; `UserError` naming the line for names that are no strings and times that are no integers."""
-        if not (isinstance(user, str) and isinstance(item, str) and user and item and type(time) is int):
+        named = isinstance(user, str) and isinstance(item, str) and user and item
+        if not (named and type(time) is int and abs(time) < 2**63):
             raise UserError(
                 f"{path}: line {line}: user {user!r}, item {item!r}, time {time!r}; expected two names and an integer"
             )

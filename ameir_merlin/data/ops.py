@@ -7,6 +7,7 @@ are None and missing floats NaN, as usual. A missing list counts as an empty one
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from nvtabular.ops.operator import ColumnSelector
 from nvtabular.ops.stat_operator import StatOperator
 
 from ameir_merlin.checksums import WRITTEN
+from ameir_merlin.errors import UserError
 from ameir_merlin.schema import FIRST_ID, NULL, PADDING, UNSEEN
 
 MISSING = np.iinfo(np.int64).min
@@ -178,6 +180,9 @@ class Encode(Categorify):
         also: dict[str, str] | None = None,
         limits: dict[str, int] | None = None,
     ):
+        counted = Counter("_".join(columns) for columns in tables.values())  # as Categorify names its files
+        if twice := [name for name, count in counted.items() if count > 1]:
+            raise UserError(f"column '{twice[0]}': so is a table called that several columns share; rename the column")
         super().__init__(out_path=str(Path(folder) / "counts"), encode_type="joint")
         self.tables = tables
         self.types = types
@@ -260,6 +265,11 @@ def _ordered(path: Path, name: str, kind: str) -> pa.Array:
     if kind == "int64":
         values, counts = values[values != MISSING], counts[values != MISSING]
     return pa.array(values[np.lexsort((values, -counts))], arrow)
+
+
+def forget_vocabularies() -> None:
+    """Free what transforming has read in this process: it is of use while rows are prepared alone."""
+    _index.cache_clear()
 
 
 @lru_cache(maxsize=256)

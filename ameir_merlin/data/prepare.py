@@ -65,8 +65,11 @@ def prepare(
         preparation = Preparation(dataset, work / "preprocess" / "vocabularies", client)
         with progress.task("fit") as task, watched(client, task.advance):
             schema = preparation.fit(staged["train"])
-        for split in SPLITS:
-            statistics[split] = _write(preparation, split, staged[split], _folder(work / split), schema, progress)
+        try:
+            for split in SPLITS:
+                statistics[split] = _write(preparation, split, staged[split], _folder(work / split), schema, progress)
+        finally:
+            preparation.forget()
         _write_check_rows(staged["test"], work / "raw_test.parquet", schema.times)
         write_json(work / "preprocess" / "preprocess.json", describe(dataset, schema, preparation.scale.range))
         beside = beside_paper(statistics, dataset.paper)
@@ -173,7 +176,7 @@ def _checked(dataset: Dataset, split: Split, table: pa.Table, schema: pa.Schema,
         raise UserError(f"{name}: the {split} rows that read() gives {problem}")
     try:
         table = table.select(schema.names).cast(schema)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise UserError(f"{name}: the {split} rows that read() gives do not fit raw_schema(): {error}") from error
     declared = dataset.schema()
     label = declared.label

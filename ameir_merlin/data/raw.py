@@ -195,11 +195,17 @@ def _parts(path, header, types, separator, *, skip, quote) -> Iterator[pa.Table]
 
 
 def _explain(path, header, columns, separator, line, quote, error) -> UserError:
-    """What is wrong with the first bad row from `line` on: read once more as text, slowly."""
-    lines = islice(open_lines(path), line - 1, None)
+    """What is wrong with the first bad row from that of number `line` on: read once more as text, slowly.
+
+    A row is a line, but where values with line breaks stand in quotes: lines are counted here.
+    """
+    lines = (f"{text}\n" for text in open_lines(path))  # within quotes, an end of a line is part of the value
     rows = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE)
-    where = f"{path}: line {line}"
+    where = path
     try:
+        for _ in islice(rows, line - 1):
+            pass
+        where = f"{path}: line {rows.line_num + 1}"
         for row in (found or [""] for found in rows):  # a blank line has one value, an empty one
             if len(row) != len(header):
                 return UserError(f"{where}: {len(row)} values, expected {len(header)}")
@@ -207,10 +213,10 @@ def _explain(path, header, columns, separator, line, quote, error) -> UserError:
                 value = row[header.index(name)]
                 if value not in NULLS and not _FITS[kind](value):
                     return UserError(f"{where}: column '{name}' is {value[:60]!r}, expected {kind}")
-            where = f"{path}: line {line + rows.line_num}"  # where the next row begins: a quote may take lines in
+            where = f"{path}: line {rows.line_num + 1}"  # where the next row begins: a quote may take lines in
     except (UserError, csv.Error) as found:
         return found if isinstance(found, UserError) else UserError(f"{where}: {found}")
-    return UserError(f"{path}: {_first_line(error) if rows.line_num else 'the file has no rows'}")
+    return UserError(f"{path}: {_first_line(error) if rows.line_num >= line else 'the file has no rows'}")
 
 
 def _is_int64(text: str) -> bool:

@@ -59,10 +59,10 @@ def read_sequences(path: Path) -> Sequences:
     users, sequences, seen = [], [], set()
     for number, line in enumerate(open_lines(path), start=1):
         try:
-            user, *items = map(int, line.split())
-        except ValueError:
+            user, *items = np.array([int(text) for text in line.split()], np.int64)
+        except (ValueError, OverflowError):
             raise UserError(
-                f"{path}: line {number}: expected a user and items as integers, got '{line[:60]}'"
+                f"{path}: line {number}: expected a user and items as integers of 64 bits, got '{line[:60]}'"
             ) from None
         if len(items) < 3:
             raise UserError(f"{path}: line {number}: user {user} has {len(items)} items, expected at least 3")

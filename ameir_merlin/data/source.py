@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -55,7 +57,7 @@ def size(groups: Sequence[Group], schema: FeatureSchema) -> int:
     return 8 * values * sum(group.rows for group in groups)
 
 
-def free(device: torch.device | str) -> int:
+def free(device: torch.device | str) -> float:
     """Bytes of memory that are free on `device`."""
     device = torch.device(device)
     if device.type == "cuda":
@@ -63,5 +65,20 @@ def free(device: torch.device | str) -> int:
     try:
         import psutil
     except ModuleNotFoundError:  # a machine with torch, numpy and pyarrow only; what caches hold is not counted there
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return psutil.virtual_memory().available
+        machine = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        machine = psutil.virtual_memory().available
+    return min(machine, left_in_container())
+
+
+def left_in_container(group: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that this container may still take (control groups, version 2); infinity where it has no limit.
+
+    What files are cached does not count as taken: it goes when memory is needed.
+    """
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(parts.get("inactive_file", 0)))
+    except (OSError, ValueError):  # there is no such file, or no number in it: "max"
+        return math.inf

@@ -29,7 +29,17 @@ with warnings.catch_warnings():
     from merlin.core.utils import Serial, set_dask_client
     from merlin.schema import ColumnSchema, Schema
 
-    from ameir_merlin.data.ops import MISSING, Encode, KeepLast, Pad, PadList, Scale, SplitTokens, Tokens
+    from ameir_merlin.data.ops import (
+        MISSING,
+        Encode,
+        KeepLast,
+        Pad,
+        PadList,
+        Scale,
+        SplitTokens,
+        Tokens,
+        forget_vocabularies,
+    )
 
 from ameir_merlin.checksums import WRITTEN
 from ameir_merlin.data.dataset import FORMAT, NEGATIVES, SEEN, USER, Dataset, Split
@@ -231,6 +241,12 @@ class Preparation:
                 done()
             return [future.result() for future in futures]
 
+    def forget(self) -> None:
+        """Free what whoever works has kept in memory to write rows."""
+        forget_vocabularies()
+        if self.client is not None:
+            self.client.run(forget_vocabularies)
+
     def prepared_schema(self, split: Split) -> pa.Schema:
         """Columns and types of the prepared rows of `split`."""
         schema = self.dataset.schema()
@@ -285,5 +301,8 @@ def _working_on(client: Any) -> Iterator[None]:
         set_dask_client(client)
         try:
             yield
+        except FileNotFoundError as error:  # of a worker: what it is to read was there a moment ago
+            unseen = f"its workers do not see {error.filename}; expected folders that all share"
+            raise UserError(f"cluster {client.scheduler.address}: {unseen}") from error
         finally:
             set_dask_client("auto")

@@ -97,7 +97,7 @@ class RunFolder:
         refuse_foreign(path, config)
         try:
             with atomic_file(path / config.definition.name) as copy:
-                shutil.copyfile(config.definition, copy)  # byte by byte: it is compared so
+                copy.write_bytes(config.definition.read_bytes())  # not as text: it is compared by its bytes
             write_json(
                 path / ENVIRONMENT,
                 {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ def load(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # damaged bytes make torch's reader raise whatever it meets
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{path}: not a checkpoint of this program ({reason}); delete it to start the step anew"
         ) from error
