@@ -434,6 +434,41 @@ def test_rows_of_the_same_model_have_files_of_their_own(prepared, tmp_path: Path
     assert kept == ["ameir-i-1.pt", "fm-1.pt", "dnn-1.pt"]
 
 
+def test_a_killed_row_of_ours_goes_on_with_its_last_pass(prepared, tmp_path: Path):
+    """Variants share searches, but not what their finalists have learned."""
+    config = load_config(WORKFLOWS / "movielens.toml", [*CLICKS, "train.epochs=30", "train.patience=9"])
+    began: list[str] = []
+
+    class Watching(Silent):
+        stop = ""
+
+        def task(self, task, total=None):
+            began.append(task)
+            if task == self.stop:
+                raise Killed
+            return super().task(task, total)
+
+    def bench(folder: str, stop: str = "") -> Bench:
+        progress = Watching()
+        progress.stop = stop
+        return Bench.open(prepared["clicks"], config, tmp_path / folder, budget=0.1, device="cpu", progress=progress)
+
+    row = table1.TABLE.rows["ameir-b"]
+    last = "finalist 1 of 1, one-shot weights, epoch 2"
+    with pytest.raises(Killed):
+        row(bench("killed", last), 1)
+    began.clear()
+    resumed = row(bench("killed"), 1)
+    assert [task for task in began if task.startswith("finalist")] == [last, last.replace("epoch 2", "epoch 3")]
+    expected = row(bench("whole"), 1)
+    for figure in ("test", "valid", "parameters", "epochs"):
+        assert resumed[figure] == expected[figure]
+    assert resumed["seconds"] > resumed["search_seconds"] > 0
+    began.clear()
+    table1.TABLE.rows["ameir-a"](bench("killed"), 1)
+    assert next(task for task in began if task.startswith("finalist")) == "finalist 1 of 1, one-shot weights, epoch 1"
+
+
 def test_variants_that_share_steps_each_have_all_their_own_seconds(prepared, tmp_path: Path):
     table = make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, "--models", "ameir-c", "ameir-b"))
     by = {row["row"]: row for row in table["rows"]}
