@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -369,12 +370,12 @@ def generate(
     """Make raw files in the layout of a public data set, with planted structure."""
     from ameir_merlin.display import display
 
-    sizes = {}
+    sizes: dict[str, float] = {}
     for text in size or []:
         key, _, number = text.partition("=")
-        if not key.isidentifier() or not number.isdigit():
+        if not key.isidentifier() or not re.fullmatch(r"\d+(\.\d+)?", number):
             raise UserError(f"--size {text}: expected KEY=NUMBER, for example users=1000")
-        sizes[key] = int(number)
+        sizes[key] = float(number) if "." in number else int(number)
     _generate(name, out, sizes, display())
     print(f"raw files: {out}")
 
@@ -417,16 +418,19 @@ def _exported_by(run: Path) -> Path:
     return folder.triton
 
 
-def _generate(name: str, folder: Path, sizes: dict[str, int], progress: Any) -> None:
+def _generate(name: str, folder: Path, sizes: dict[str, float], progress: Any) -> None:
     """Write generated raw files to `folder`, unless the very same lie there already."""
     from ameir_merlin.data.generate import GENERATORS
     from ameir_merlin.files import atomic_folder, is_complete, read_json, write_json
 
     if name not in GENERATORS:
         raise UserError(f"generate '{name}': unknown; known are {', '.join(GENERATORS)}")
-    known = list(inspect.signature(GENERATORS[name]).parameters)[1:]  # the first is the folder
+    kinds = {key: str(p.annotation) for key, p in inspect.signature(GENERATORS[name]).parameters.items()}
+    known = {key: kind for key, kind in kinds.items() if kind.startswith(("int", "float"))}
     if wrong := [size for size in sizes if size not in known]:
         raise UserError(f"generate {name}: no size '{wrong[0]}'; the sizes are {', '.join(known)}")
+    if wrong := [key for key, size in sizes.items() if known[key].startswith("int") and not isinstance(size, int)]:
+        raise UserError(f"generate {name}: size '{wrong[0]}' is {sizes[wrong[0]]}, expected a whole number")
     wanted = {"generator": name, "sizes": sizes}
     note = folder / "generated.json"
     if folder.exists():

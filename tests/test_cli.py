@@ -124,25 +124,43 @@ def test_usage_errors_exit_2():
 def test_generated_files_are_kept_and_others_left_alone(tmp_path):
     raw = tmp_path / "raw"
     done = CliRunner().invoke(
-        app, ["generate", "alimama", "--out", str(raw), "--size", "users=30", "--size", "impressions=200"]
+        app,
+        [
+            "generate",
+            "alimama",
+            "--out",
+            str(raw),
+            "--size",
+            "users=30",
+            "--size",
+            "impressions=200",
+            "--size",
+            "click_share=0.4",
+        ],
     )
     assert done.exit_code == 0, done.stderr
     names = {p.name for p in raw.iterdir()}
     assert {"raw_sample.csv", "ad_feature.csv", "user_profile.csv", "behavior_log.csv", "planted.json"} <= names
     stamp = (raw / "raw_sample.csv").stat().st_mtime_ns
-    _generate("alimama", raw, {"users": 30, "impressions": 200}, Silent())
+    _generate("alimama", raw, {"users": 30, "impressions": 200, "click_share": 0.4}, Silent())
     assert (raw / "raw_sample.csv").stat().st_mtime_ns == stamp
     with pytest.raises(UserError, match="exists and holds something else"):
         _generate("alimama", raw, {"users": 31, "impressions": 200}, Silent())
-    for arguments, message in (
-        (["generate", "alimama", "--out", str(tmp_path / "x"), "--size", "users=many"], "expected KEY=NUMBER"),
-        (["generate", "alimama", "--out", str(tmp_path / "x"), "--size", "uesrs=3"], "uesrs"),
-        (["generate", "nothing", "--out", str(tmp_path / "x")], "unknown; known are alimama"),
+    for size, message in (
+        ("users=many", "expected KEY=NUMBER"),
+        ("uesrs=3", "uesrs"),
+        ("strength=2", "no size 'strength'; the sizes are"),
+        ("users=2.5", "'users' is 2.5, expected a whole number"),
+        ("click_share=0", "click_share is 0, half_life 4.0; expected a share"),
+        ("half_life=0", "half_life 0; expected"),
     ):
-        done = CliRunner().invoke(app, arguments)
+        done = CliRunner().invoke(app, ["generate", "alimama", "--out", str(tmp_path / "x"), "--size", size])
         assert done.exit_code == 2
         assert message in done.stderr
         assert not (tmp_path / "x").exists()
+    done = CliRunner().invoke(app, ["generate", "nothing", "--out", str(tmp_path / "x")])
+    assert done.exit_code == 2
+    assert "unknown; known are alimama" in done.stderr
 
 
 def test_report_command_draws_what_is_there(tmp_path):

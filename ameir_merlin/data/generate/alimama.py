@@ -115,11 +115,14 @@ def write(
         raise UserError(
             f"generate alimama: {users} users and {impressions} impressions; expected at least 10, and as many"
         )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     kind = PUBLISHED if published else PLANTED
     behaviours = kind.behaviours if behaviours is None else behaviours
     click_share = kind.click_share if click_share is None else click_share
+    if not 0 < click_share < 1 or half_life <= 0:
+        found = f"click_share is {click_share}, half_life {half_life}"
+        raise UserError(f"generate alimama: {found}; expected a share in (0, 1), and more than 0")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     world = _World(seed, users, ads or max(200, impressions // 40), half_life, strength, kind)
     _write(folder / "ad_feature.csv", world.ad_table())
     _write(folder / "user_profile.csv", world.user_table())
