@@ -156,10 +156,10 @@ def test_planted_interactions_are_starred(click):
 
 
 def test_text_is_escaped(tmp_path):
-    evil = '<script>alert("1")</script>&\'"'
+    evil = '<script>alert("1")<script>&\'"'
     folder = made_up_run.make(tmp_path, name=evil)
     schema = json.loads((folder / "data" / "schema.json").read_text())
-    schema["fields"][2] |= {"name": evil, "embedding": "<b>table</b>"}
+    schema["fields"][2] |= {"name": evil, "embedding": "<b>table<b>"}
     (folder / "data" / "schema.json").write_text(json.dumps(schema))
     architecture = json.loads((folder / "architecture.json").read_text())
     architecture["interactions"][0] = [evil, "cate_id"]
