@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ameir_merlin.data.dataset import SPLITS, Dataset, Raw, Split
@@ -139,3 +141,10 @@ def prepared(folder: Path, split: str) -> dict[str, list]:
 
 def vocabulary(folder: Path, table: str) -> list:
     return pq.read_table(folder / "preprocess" / "vocabularies" / f"{table}.parquet")["value"].to_pylist()
+
+
+def write_csv(table: pa.Table, path: Path) -> None:
+    """`table` as CSV, gzipped if the file's name says so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wb") if path.suffix == ".gz" else open(path, "wb") as file:
+        pyarrow.csv.write_csv(table, file)

@@ -118,6 +118,19 @@ class Killed(Exception):
     pass
 
 
+class Watching(Silent):
+    """Notes in `began` which tasks begin, and is killed when `stop` does."""
+
+    def __init__(self, began: list[str], stop: str = "") -> None:
+        self.began, self.stop = began, stop
+
+    def task(self, task, total=None):
+        self.began.append(task)
+        if task == self.stop:
+            raise Killed
+        return super().task(task, total)
+
+
 class FakeBench:
     """What `run` needs."""
 
@@ -388,19 +401,10 @@ def test_an_automl_row_has_its_options_and_goes_on_with_its_training(name, prepa
         models.append(found.model)
         return found
 
-    class Watching(Silent):
-        stop = ""
-
-        def task(self, task, total=None):
-            began.append(task)
-            if task == self.stop:
-                raise Killed
-            return super().task(task, total)
-
     monkeypatch.setitem(AUTOML, name, remembered)
 
     def bench(folder: str) -> Bench:
-        more = {"history_fields": 0, "budget": 0.1, "device": "cpu", "progress": Watching()}
+        more = {"history_fields": 0, "budget": 0.1, "device": "cpu", "progress": Watching(began)}
         return Bench.open(prepared["clicks"], config, tmp_path / folder, **more)
 
     killed = bench("killed")
@@ -439,19 +443,9 @@ def test_a_killed_row_of_ours_goes_on_with_its_last_pass(prepared, tmp_path: Pat
     config = load_config(WORKFLOWS / "movielens.toml", [*CLICKS, "train.epochs=30", "train.patience=9"])
     began: list[str] = []
 
-    class Watching(Silent):
-        stop = ""
-
-        def task(self, task, total=None):
-            began.append(task)
-            if task == self.stop:
-                raise Killed
-            return super().task(task, total)
-
     def bench(folder: str, stop: str = "") -> Bench:
-        progress = Watching()
-        progress.stop = stop
-        return Bench.open(prepared["clicks"], config, tmp_path / folder, budget=0.1, device="cpu", progress=progress)
+        more = {"budget": 0.1, "device": "cpu", "progress": Watching(began, stop)}
+        return Bench.open(prepared["clicks"], config, tmp_path / folder, **more)
 
     row = table1.TABLE.rows["ameir-b"]
     last = "finalist 1 of 1, one-shot weights, epoch 2"

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ameir_merlin.data.dataset import SPLITS, Dataset, Raw, Split
+from ameir_merlin.data.dataset import SPLITS, Raw, Split
 from ameir_merlin.data.histories import previous
-from ameir_merlin.data.log import Unit, read_log
+from ameir_merlin.data.log import LogDataset
 from ameir_merlin.data.raw import share
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Kind, Label, Role
@@ -30,10 +30,10 @@ PART = 100_000  # rows that are handed over at a time
 
 
 @dataclass(frozen=True)
-class Clicks(Dataset):
-    """log: file or folder, with its ending or without. separator: of CSV.
+class Clicks(LogDataset):
+    """log, separator, user, item, time, time_unit: see `LogDataset`.
 
-    user, item, time, label: names of these columns; the label is 0 or 1. time_unit: of times that are numbers.
+    label: the column that is 1 for a click, else 0.
     user_fields, item_fields, context_fields: further columns, each with an embedding of its own.
     dense: columns with numbers, scaled to [-1, 1].
     several: columns with several values in one text, each with what stands between them, as { genres = " " }.
@@ -44,12 +44,6 @@ class Clicks(Dataset):
     valid_share, test_share: of the rows.
     """
 
-    log: str = "log"
-    separator: str = ","
-    user: str = "user_id"
-    item: str = "item_id"
-    time: str = "timestamp"
-    time_unit: Unit = "s"
     label: str = "label"
     user_fields: tuple[str, ...] = ()
     item_fields: tuple[str, ...] = ()
@@ -118,16 +112,8 @@ class Clicks(Dataset):
     def read(self, folder: Path, statistics: dict[str, Any]) -> Iterator[tuple[Split, pa.Table]]:
         """All in memory."""
         columns = self.columns()
-        rows = read_log(
-            folder,
-            self.log,
-            {name: columns[name].dtype for name in (*self.fields, *self.dense)} | {self.label: "float64"},
-            self.time,
-            needed=(self.user, self.item),
-            label=self.label,
-            unit=self.time_unit,
-            separator=self.separator,
-        )
+        kinds = {name: columns[name].dtype for name in (*self.fields, *self.dense)}
+        rows = self.rows(folder, kinds | {self.label: "float64"}, self.label)
         user = rows[self.user].dictionary_encode().combine_chunks().indices.to_numpy()
         time, clicked = rows[self.time].to_numpy(), rows[self.label].to_numpy() == 1.0
         splits = self._splits(user, time)

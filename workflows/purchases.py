@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from ameir_merlin.data.dataset import Dataset, Raw, Split
+from ameir_merlin.data.dataset import Raw, Split
 from ameir_merlin.data.interactions import by_user
-from ameir_merlin.data.log import Unit, read_log
+from ameir_merlin.data.log import LogDataset
 from ameir_merlin.data.sequences import HISTORY, TARGET, splits
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
@@ -26,22 +26,15 @@ HERE = Path(__file__).name
 
 
 @dataclass(frozen=True)
-class Purchases(Dataset):
-    """log: file or folder, with its ending or without. separator: of CSV.
+class Purchases(LogDataset):
+    """log, separator, user, item, time, time_unit: see `LogDataset`.
 
-    user, item, time: names of these columns. time_unit: of times that are numbers.
     integers: whether items are integers, not text. Whoever asks the served model sends the same.
     core: users and items with fewer rows are left out, until there are none; at least 3.
     max_length: items of a history.
     negatives: how the 100 items beside the target are drawn. seed: of the draw.
     """
 
-    log: str = "log"
-    separator: str = ","
-    user: str = "user_id"
-    item: str = "item_id"
-    time: str = "timestamp"
-    time_unit: Unit = "s"
     integers: bool = False
     core: int = 5
     max_length: int = 50
@@ -68,15 +61,7 @@ class Purchases(Dataset):
 
     def read(self, folder: Path, statistics: dict[str, Any]) -> Iterator[tuple[Split, pa.Table]]:
         """All in memory."""
-        rows = read_log(
-            folder,
-            self.log,
-            {self.user: "string", self.item: self.columns()[HISTORY].dtype},
-            self.time,
-            needed=(self.user, self.item),
-            unit=self.time_unit,
-            separator=self.separator,
-        )
+        rows = self.rows(folder, {self.user: "string", self.item: self.columns()[HISTORY].dtype})
         users, items = (rows[name].dictionary_encode().combine_chunks() for name in (self.user, self.item))
         user, item = users.indices.to_numpy(), items.indices.to_numpy()
         time = rows[self.time].to_numpy()

@@ -1,8 +1,12 @@
-"""A log of one's own: one table of who had what when, as CSV or Parquet, its columns by name and type."""
+"""A log of one's own: one table of who had what when, as CSV or Parquet, its columns by name and type.
+
+`read_log` reads it; `LogDataset` is what definitions over one log have in common.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ameir_merlin.data.dataset import Dataset
 from ameir_merlin.data.raw import TYPES, check_click, read_table, refuse
 from ameir_merlin.errors import UserError
 
@@ -65,6 +70,28 @@ def read_log(
     if not parts:
         raise UserError(f"{folder / name}: the log has no rows")
     return pa.concat_tables(parts)
+
+
+@dataclass(frozen=True)
+class LogDataset(Dataset):
+    """A definition over one log. Its options, which those that are made of it have as well:
+
+    log: file or folder, with its ending or without. separator: of CSV.
+    user, item, time: names of these columns. time_unit: of times that are numbers.
+    """
+
+    log: str = "log"
+    separator: str = ","
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+    time_unit: Unit = "s"
+
+    def rows(self, folder: Path, kinds: Mapping[str, str], label: str = "") -> pa.Table:
+        """The log in `folder`; see `read_log`. Users and items are there in each row."""
+        needed = (self.user, self.item)
+        options = {"label": label, "unit": self.time_unit, "separator": self.separator}
+        return read_log(folder, self.log, kinds, self.time, needed=needed, **options)
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
