@@ -89,9 +89,16 @@ class LogDataset(Dataset):
 
     def rows(self, folder: Path, kinds: Mapping[str, str], label: str = "") -> pa.Table:
         """The log in `folder`; see `read_log`. Users and items are there in each row."""
-        needed = (self.user, self.item)
-        options = {"label": label, "unit": self.time_unit, "separator": self.separator}
-        return read_log(folder, self.log, kinds, self.time, needed=needed, **options)
+        return read_log(
+            folder,
+            self.log,
+            kinds,
+            self.time,
+            needed=(self.user, self.item),
+            label=label,
+            unit=self.time_unit,
+            separator=self.separator,
+        )
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
