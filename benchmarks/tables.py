@@ -202,7 +202,7 @@ def ameir(variant: Variant) -> Row:
         problem = bench.problem(seed, "ameir", variant)
         search(problem)
         searching = account_of(problem).seconds
-        keep_of(problem.folder / RETRAINING, variant)
+        empty_unless_of(problem.folder / RETRAINING, variant)
         model, result, retrained = train_finalists(problem)
         seconds = searching + sum(training["seconds"] for training in retrained)
         figures = bench.measure(model, result) | {"search_seconds": searching, "seconds": round(seconds, 2)}
@@ -211,7 +211,7 @@ def ameir(variant: Variant) -> Row:
     return row
 
 
-def keep_of(folder: Path, owner: str) -> None:
+def empty_unless_of(folder: Path, owner: str) -> None:
     """Empty `folder`, unless what is there is `owner`'s."""
     if not (folder / owner).is_file():
         shutil.rmtree(folder, ignore_errors=True)
