@@ -8,7 +8,8 @@ runs' configurations give the settings. Without one, MovieLens is prepared from 
 from generated ones where these are not there, and the demo from generated ones. On each, Step 1's one-shot model is
 trained and `--candidates` uniformly sampled building blocks are scored with its weights, on all validation rows. Then
 each candidate is trained alone for `--epochs` passes over the same rows, twice: from new weights, and from its one-shot
-weights; its score is the best of its passes.
+weights; its score is the best of its passes. Weights are not averaged (`train.average`): a running mean over passes as few
+as these would hold the ones that start anew back at their first update.
 
 `kendall_tau_NAME` (tau-b) compares one-shot scores with those from scratch; `…_finetuned` with those fine-tuned.
 `finetuned_minus_scratch` is the mean difference of the two trainings' AUC, over all candidates of both data sets: the
@@ -69,13 +70,23 @@ def problem_of(given: argparse.Namespace, name: str, folder: Path, settings: Pat
         epochs_further=0,
         valid_rows=valid.rows,
     )
-    training = dataclasses.replace(config.train, epochs=given.epochs, patience=given.epochs)
+    training = dataclasses.replace(config.train, epochs=given.epochs, patience=given.epochs, average=0.0)
     out = given.out / name
-    used = {part: dataclasses.asdict(value) for part, value in (("search", search), ("train", training))}
-    made_with = {"rows": given.rows, "seed": given.seed, "schema": schema.to_json(), **used}
+    used = {"model": config.model, "search": search, "train": training}
+    made_with = {"rows": given.rows, "seed": given.seed, "schema": schema.to_json(), "space": config.space}
+    made_with |= {part: dataclasses.asdict(value) for part, value in used.items()}
     check_same(out / "settings.json", _plain(made_with))
     return make_problem(
-        schema, train, valid, config.model, search, training, folder=out, seed=given.seed, device=given.device
+        schema,
+        train,
+        valid,
+        config.model,
+        search,
+        training,
+        folder=out,
+        space=config.space,
+        seed=given.seed,
+        device=given.device,
     )
 
 
@@ -152,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--candidates", type=int, default=30)
     made.add_argument("--epochs", type=int, default=4, help="passes of each candidate's training alone")
     made.add_argument("--one-shot-epochs", type=int, default=0, help="by default the configuration's")
-    made.add_argument("--rows", type=int, default=0, help="at most so many training rows; 0 = all")
+    made.add_argument("--rows", type=int, default=0, help="at most so many rows of each split; 0 = all")
     made.add_argument("--out", type=Path, default=Path("runs/rank_correlation"), metavar="DIR")
     given = made.parse_args(arguments)
     if given.quick:

@@ -50,12 +50,13 @@ def search_autoctr(
 
     Each cycle: a parent by tournament, `children` mutations of it, of which the ranking model picks the one to train;
     the oldest member of the population dies. Appendix C.3's acceleration by sub-sampled rows is `share`; vocabularies
-    are not reduced here. The best graph is trained on all rows.
+    are not reduced here. Weights are not averaged in that one pass, of which a running mean would be mostly the first
+    update's. The best graph is trained on all rows.
     """
     steps = Steps(resume)
     rng = random.Random(derive(seed, "autoctr"))
     part = Share(train, share)
-    short = replace(training, epochs=1, patience=1)
+    short = replace(training, epochs=1, patience=1, average=0.0)
     alive: deque[tuple[Graph, float]] = deque()
     seen: dict[Graph, float] = {}
     total = max(2, round(evaluations * budget))

@@ -84,10 +84,11 @@ def sample_and_evaluate(
 def trained_alone(problem: Problem, epochs: int) -> Evaluate:
     """Trains an architecture from its own initialisation for `epochs` passes, and scores it on all validation rows.
 
-    One whose loss is no longer finite scores 0.
+    One whose loss is no longer finite scores 0. Weights are not averaged (`train.average`): of so few passes a running
+    mean is mostly the first update's weights.
     """
     metric = main_metric(problem.schema, problem.training)
-    settings = replace(problem.training, epochs=epochs, patience=epochs, objective=problem.objective)
+    settings = replace(problem.training, epochs=epochs, patience=epochs, average=0.0, objective=problem.objective)
 
     def evaluate(architecture: Architecture, number: int) -> tuple[float, int]:
         seed = derive(problem.seed, "alone", number)
