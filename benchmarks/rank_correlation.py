@@ -8,8 +8,8 @@ runs' configurations give the settings. Without one, MovieLens is prepared from 
 from generated ones where these are not there, and the demo from generated ones. On each, Step 1's one-shot model is
 trained and `--candidates` uniformly sampled building blocks are scored with its weights, on all validation rows. Then
 each candidate is trained alone for `--epochs` passes over the same rows, twice: from new weights, and from its one-shot
-weights; its score is the best of its passes. Weights are not averaged (`train.average`): a running mean over passes as few
-as these would hold the ones that start anew back at their first update.
+weights; its score is the best of its passes. Weights are not averaged (`train.average`): a running mean over so few
+passes would hold the ones that start anew back at their first update.
 
 `kendall_tau_NAME` (tau-b) compares one-shot scores with those from scratch; `…_finetuned` with those fine-tuned.
 `finetuned_minus_scratch` is the mean difference of the two trainings' AUC, over all candidates of both data sets: the
