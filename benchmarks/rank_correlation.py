@@ -72,9 +72,15 @@ def problem_of(given: argparse.Namespace, name: str, folder: Path, settings: Pat
     )
     training = dataclasses.replace(config.train, epochs=given.epochs, patience=given.epochs, average=0.0)
     out = given.out / name
-    used = {"model": config.model, "search": search, "train": training}
-    made_with = {"rows": given.rows, "seed": given.seed, "schema": schema.to_json(), "space": config.space}
-    made_with |= {part: dataclasses.asdict(value) for part, value in used.items()}
+    made_with = {
+        "rows": given.rows,
+        "seed": given.seed,
+        "schema": schema.to_json(),
+        "space": config.space,
+        "model": dataclasses.asdict(config.model),
+        "search": dataclasses.asdict(search),
+        "train": dataclasses.asdict(training),
+    }
     check_same(out / "settings.json", _plain(made_with))
     return make_problem(
         schema,
