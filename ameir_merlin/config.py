@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ameir_merlin.data.cluster import Cluster
     from ameir_merlin.data.dataset import Dataset
     from ameir_merlin.models.settings import BackboneSettings
+    from ameir_merlin.schema import FeatureSchema
     from ameir_merlin.search.settings import SearchSettings
     from ameir_merlin.serve.settings import ExportSettings
     from ameir_merlin.train.settings import TrainSettings
@@ -329,8 +330,9 @@ def _check_together(dataset: Dataset, parts: Mapping[str, Any], errors: list[str
             )
     for name, changes in parts["baselines"].train.items():
         section = f"baselines.train.{name}"
+        fills_in = hasattr(model_class(name), "fill_in")
         try:
-            check_training(parts["train"].of_baseline(changes), schema.label.task, section)
+            check_training(parts["train"].of_baseline(changes), schema.label.task, section, fills_in)
         except UserError as error:
             errors.append(str(error))
         except ValueError as error:  # values that do not go together
@@ -349,6 +351,27 @@ def _check_together(dataset: Dataset, parts: Mapping[str, Any], errors: list[str
         )
     except UserError as error:
         errors.append(str(error))
+    errors += _unbuildable(schema, parts)
+
+
+def _unbuildable(schema: FeatureSchema, parts: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the baselines' options, told by building each model over fields of a few values."""
+    import torch
+
+    from ameir_merlin.models import model_class
+    from ameir_merlin.models.build_baseline import build_baseline
+
+    settings, found = parts["baselines"], []
+    few = schema.with_cardinalities(dict.fromkeys(schema.tables, 9))
+    for name in dict.fromkeys((*settings.models, *settings.options)):
+        if model_class(name).task != schema.label.task:
+            continue
+        try:
+            with torch.random.fork_rng(devices=[]):
+                build_baseline(name, few, parts["model"], parts["search"].hidden, settings.options.get(name, {}))
+        except UserError as error:
+            found.append(f"baselines.options.{name}: {error}")
+    return found
 
 
 def _override(value: dict[str, Any], text: str) -> None:

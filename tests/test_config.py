@@ -98,6 +98,23 @@ def test_later_override_wins(folder):
         ("baselines.models=['dnn', 'dnn']", r'baselines\.models: "dnn" stands there twice'),
         ("baselines.models=['sasrec']", r'"sasrec" is a model for task "retrieval", the data set has "click"'),
         ("baselines.options.dnn.hiden=[3]", r"baselines\.options\.dnn\.hiden: unknown key; did you mean 'hidden'\?"),
+        (
+            "baselines.options.dnn.activation='tanh'",
+            r"baselines\.options\.dnn: .*activation is 'tanh', expected one of relu,",
+        ),
+        (
+            "baselines.options.dnn.dropout=1.0",
+            r"options\.dnn: model 'dnn': dropout is 1\.0, expected at least 0 and below 1",
+        ),
+        (
+            "baselines.options.fibinet.bilinear='al'",
+            r"fibinet\.bilinear: expected 'all', 'each' or .*did you mean 'all'",
+        ),
+        ("baselines.options.dcn.cross_layers=0", r"options\.dcn: model 'dcn': cross_layers is 0, expected at least 1"),
+        ("baselines.options.din.hidden=[8, 0]", r"model 'din': hidden is \(8, 0\), expected at least 1 each"),
+        ("baselines.options.xdeepfm.cin=[1, 8]", r"xdeepfm: cin: layers of \[1, 8\] maps, expected .* at least 2"),
+        ("baselines.options.xdeepfm.cin=[]", r"options\.xdeepfm: cin: layers of \[\] maps, expected one layer or more"),
+        ("baselines.options.finalmlp.heads=3", r"options\.finalmlp: .* cannot be divided among 3 heads"),
         ("baselines.train.din.epochs=0", r"baselines\.train\.din: epochs is 0"),
         ("train.metric='ndcg5'", r"train\.metric: 'ndcg5' is none of a data set for task 'click'"),
         ("train.objective='sofmax'", r"train\.objective: unknown 'sofmax', expected one of click, .*softmax"),
@@ -201,3 +218,22 @@ def test_configurations_of_the_repository():
         config = load_config(file)
         assert config.name
         assert config.definition.is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.readout='attention'", r"model\.readout: 'attention' needs a target item in the rows"),
+        ("train.objective='masked'", r"train\.objective: 'masked' is for models that fill in items, as bert4rec does"),
+        ("baselines.train.sasrec.objective='masked'", r"baselines\.train\.sasrec\.objective: 'masked' is for models"),
+        (
+            "baselines.options.sasrec.heads=3",
+            r"baselines\.options\.sasrec: attention: 128 dimensions cannot be divided",
+        ),
+    ],
+)
+def test_wrong_values_for_next_items(override, message):
+    workflow = Path(__file__).parents[1] / "workflows" / "beauty.toml"
+    with pytest.raises(UserError, match=message):
+        load_config(workflow, [override])
+    load_config(workflow, ["baselines.train.bert4rec.objective='masked'"])

@@ -14,9 +14,12 @@ from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.search import interaction
 from ameir_merlin.search.behaviour import predefined_mlp
 from ameir_merlin.search.pipeline import search
-from ameir_merlin.space import Architecture, Block
+from ameir_merlin.search.record import StepRecord
+from ameir_merlin.space import SPACES, Architecture, Block
 from ameir_merlin.train import checkpoint
 from ameir_merlin.train.loop import fit
+from ameir_merlin.train.objectives import OBJECTIVES
+from ameir_merlin.train.objectives.click import click_loss
 from ameir_merlin.train.optimizer import cosine
 from ameir_merlin.train.rows import RowAdam
 
@@ -63,6 +66,29 @@ def test_step_1_trains_the_backbone_alone_first_and_resumes_in_that(tmp_path):
         with pytest.raises(Interrupted):
             outcome(problem_of(SCHEMA, "A", tmp_path / f"{task}", Interrupting(task, steps=1), epochs_warmup=2))
         assert outcome(problem_of(SCHEMA, "A", tmp_path / f"{task}", epochs_warmup=2)) == whole
+
+
+def test_step_3_refers_to_an_activation_that_the_space_has(tmp_path):
+    own = replace(SPACES["ameir"], mlp_activations=("swish", "identity"))
+    problem = replace(problem_of(SCHEMA, "C", tmp_path, interactions=1), operations=own)
+    search(problem)
+    record = StepRecord.load(tmp_path, "mlp")
+    assert [layer.activation for layer in Architecture.from_json(record.trial(0).candidate).mlp] == ["swish"] * 2
+
+
+def test_the_loss_of_a_pass_is_the_mean_of_the_updates_it_made(tmp_path, monkeypatch):
+    """64 rows in batches of 59, shared out to the 6 pairs of four fields: the last batch is too small for an update."""
+    losses: list[float] = []
+
+    def spy(*given):
+        loss = click_loss(*given)
+        losses.append(float(loss.detach()))
+        return loss
+
+    monkeypatch.setitem(OBJECTIVES, "click", lambda: spy)
+    search(problem_of(FIELDS, "I", tmp_path, cycles=1, batch_size=59))
+    (row,) = StepRecord.load(tmp_path, "interaction").history
+    assert [row["loss"]] == pytest.approx(losses)
 
 
 def test_step_2_has_its_activation_rows_start_and_parsimony(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ameir_merlin.errors import UserError
 
@@ -84,4 +84,30 @@ def build(name: str, schema: FeatureSchema, options: Mapping[str, Any] | None = 
     if unknown:
         raise UserError(f"model '{name}': no option '{unknown[0]}'; the options are {', '.join(known)}")
     values = {key: tuple(item) if isinstance(item, list) else item for key, item in (options or {}).items()}
-    return cls(schema, cls.configuration(**values))
+    configuration = cls.configuration(**values)
+    check_options(name, configuration)
+    return cls(schema, configuration)
+
+
+def check_options(name: str, configuration: Any) -> None:
+    """`UserError` for a value that no model can have: a size below 1 (0 where that is the default), and the like."""
+    from ameir_merlin.nn.activation import ACTIVATIONS
+
+    def refuse(key: str, value: Any, expected: str) -> None:
+        raise UserError(f"model '{name}': {key} is {value!r}, expected {expected}")
+
+    for field in fields(configuration):
+        value = getattr(configuration, field.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if field.name == "activation" and value not in (known := (*ACTIVATIONS, "dice")):
+            refuse(field.name, value, f"one of {', '.join(known)}")
+        if get_origin(kind := get_type_hints(type(configuration))[field.name]) is Literal and value not in get_args(
+            kind
+        ):
+            refuse(field.name, value, f"one of {', '.join(get_args(kind))}")
+        if "dropout" in field.name and not 0 <= value < 1:
+            refuse(field.name, value, "at least 0 and below 1")
+        for number in numbers:
+            least = 0 if isinstance(number, float) or field.default == 0 else 1
+            if type(number) in (int, float) and not number >= least:  # a truth value is an int to isinstance
+                refuse(field.name, value, f"at least {least}" + (" each" if isinstance(value, tuple) else ""))

@@ -67,7 +67,10 @@ class Ameir(nn.Module):
         return self.answer(hidden, torch.cat([embedded, products], 1))
 
     def every_position(self, batch: Batch) -> Output:
-        """Queries `[B, T, K]`, each as if the sequence ended there; only where `causal` is true."""
+        """Queries `[B, T, K]`, each as if the sequence ended there; only where `causal` is true.
+
+        Learned positions (`positions`) stay those of the place in the whole window, as SASRec trains them.
+        """
         assert self.behaviour is not None
         assert batch.mask is not None
         sequence = self.embedding.sequence(batch)

@@ -117,7 +117,7 @@ class Supernet(nn.Module):
         return self.finish(encoded, self.base(encoded, self.stage1(encoded, architecture.blocks)), architecture)
 
     def answer_every_position(self, encoded: Encoded, architecture: Architecture) -> Output:
-        """Queries `[B, T, K]` of child model `architecture`, each as if the sequence ended there; see `causal`."""
+        """Queries `[B, T, K]` of child model `architecture`; see `Ameir.every_position` and `causal`."""
         hidden = self.stage1(encoded, architecture.blocks)
         assert hidden is not None
         return self.finish_every_position(encoded, hidden, architecture)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ameir_merlin.errors import UserError
+
 
 class CIN(nn.Module):
     """x^k_h = sum_{i,j} W^k_{h,i,j} (x^{k-1}_i * x^0_j), and p^k_h = sum_d x^k_{h,d} (Lian et al. 2018, Eqns. 6 and 7).
@@ -21,6 +23,9 @@ class CIN(nn.Module):
 
     def __init__(self, fields: int, sizes: Sequence[int], split: bool = True) -> None:
         super().__init__()
+        if not sizes or any(size < (2 if split else 1) for size in sizes[:-1]) or sizes[-1] < 1:
+            least = "2, of which one goes on, and 1 in the last" if split else "1"
+            raise UserError(f"cin: layers of {list(sizes)} maps, expected one layer or more of at least {least}")
         self.split = split
         self.passed = [(size // 2 if split else size) for size in sizes[:-1]] + [0]
         inputs = [fields, *self.passed]

@@ -47,7 +47,8 @@ def search_mlp(
     )
     record = StepRecord.load(problem.folder, STEP)
     if record is None:
-        widest = MLPLayer(max(choices.max_widths), "relu")
+        known = problem.operations.mlp_activations
+        widest = MLPLayer(max(choices.max_widths), "relu" if "relu" in known else known[0])
         reference = Architecture(tuple(blocks), tuple(interactions), (widest,) * settings.mlp_layers)
         seed = derive(problem.seed, STEP, "candidates")
         candidates = sample(choices, settings.candidates, reference, seed)

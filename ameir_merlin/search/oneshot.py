@@ -181,7 +181,7 @@ def train_one_shot(
         generator = torch.Generator().manual_seed(epoch_seed)
         fair = update(supernet, random.Random(epoch_seed))
         supernet.train()
-        running = torch.zeros((), device=device)
+        running, made = torch.zeros((), device=device), 0
         told = f"{name}, epoch {epoch + 1} of {epochs}"
         with progress.task(told, steps) as task, seeded(ranks.seed(epoch_seed), device):
             for step, batch in enumerate(train.batches(rows, seed=epoch_seed)):
@@ -198,13 +198,14 @@ def train_one_shot(
                 optimizer.step()
                 after()
                 running += loss.detach()
+                made += 1
                 if (step + 1) % 10 == 0:
-                    task.advance(10, loss=ranks.size * float(running) / (step + 1))
+                    task.advance(10, loss=ranks.size * float(running) / made)
             task.advance(steps % 10)
         training.updates += steps
         seconds = time.perf_counter() - began
         ranks.add([running])
-        mean = float(running) / steps
+        mean = float(running) / made
         if not math.isfinite(mean):
             raise Diverged(f"{name}: the loss is {mean}: lower search.learning_rate")
         training.history.append({"update": training.updates, "loss": mean, "valid": score(), "seconds": seconds})

@@ -27,7 +27,7 @@ from ameir_merlin.search.problem import Problem
 from ameir_merlin.search.record import StepRecord
 from ameir_merlin.search.settings import SearchSettings
 from ameir_merlin.seeds import derive as derive_seed
-from ameir_merlin.space import SPACES, ZERO, Architecture, Block, Choices, Interaction
+from ameir_merlin.space import SPACES, ZERO, Architecture, Block, Choices, Interaction, summaries
 from ameir_merlin.train.checks import check_training
 from ameir_merlin.train.evaluate import main_metric
 from ameir_merlin.train.loop import FitResult, fit, seeded
@@ -66,8 +66,8 @@ def make_problem(
     """Check that the settings fit the data, and put them together.
 
     Raises `UserError` for a space with operations that there are not or without "zero", a variant that the data has no
-    features for, settings of training for another task, an activation that there is not, or a width that heads do not
-    divide.
+    features for, settings of training for another task, an activation that there is not, a readout without its target,
+    or a width that heads do not divide.
     """
     if space not in SPACES:
         raise UserError(f"space: unknown '{space}', expected one of {', '.join(SPACES)}")
@@ -85,6 +85,7 @@ def make_problem(
     for key in ("hidden_activation", "interaction_activation"):
         if (name := getattr(settings, key)) not in (known := (*ACTIVATIONS, "dice")):
             raise UserError(f"search.{key}: unknown '{name}', expected one of {', '.join(known)}")
+    summaries(schema, backbone.readout)
     if settings.variant == "A" and schema.behaviour is None:
         raise UserError("search.variant: 'A' searches behaviours, and the schema has none")
     width = len(schema.history_fields) * backbone.embedding_dim

@@ -88,7 +88,8 @@ def evaluate(
 def retrieval_ranks(scores: Tensor, batch: Batch) -> tuple[Tensor | None, Tensor]:
     """0-based ranks of the target for `scores [B, V]`: among `batch.negatives` (None without), and among all items.
 
-    What the user had before, padding, null and unseen ids do not compete.
+    Among all items, what the user had before, padding, null and unseen ids do not compete. Among the negatives given
+    all do: one that is in no training row has the score of the unseen id.
     """
     assert batch.label is not None
     target = batch.label.unsqueeze(1)

@@ -19,7 +19,8 @@ from ameir_merlin.schema import FeatureSchema
 
 @dataclass(frozen=True)
 class DSINConfig:
-    """dim: embedding size K. hidden: the MLP's widths (Appendix C.1). dropout: on hidden layers (Appendix D.1).
+    """dim: embedding size K. hidden: the MLP's widths (Appendix C.1). dropout: on hidden layers (Appendix D.1)
+    and within the session's Transformer.
 
     session_size: behaviours kept of a session (Appendix C.1). sessions: how many, the latest.
     gap: seconds between two behaviours, more than which begin a new session: half an hour (Appendix C.1). Where the
@@ -56,8 +57,6 @@ class DSIN(nn.Module):
         super().__init__()
         self.schema = schema
         self.config = config = config or DSINConfig()
-        if config.gap < 0:
-            raise UserError(f"dsin: gap is {config.gap}, expected seconds, at least 0")
         d = config.dim * len(schema.history_fields)
         self.inputs = ClickInputs(schema, config.dim, summary_width=3 * d)
         if schema.behaviour:

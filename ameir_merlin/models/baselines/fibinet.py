@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ class FiBiNETConfig:
     activation: str = "relu"
     dropout: float = 0.0
     reduction: int = 3
-    bilinear: str = "interaction"
+    bilinear: Literal["all", "each", "interaction"] = "interaction"
 
 
 class FiBiNET(nn.Module):

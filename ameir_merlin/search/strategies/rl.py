@@ -28,7 +28,7 @@ class RL(Sampler):
 
     def ended(self) -> bool:
         """Whether the scores have stopped to grow."""
-        return self.stale > self.settings.patience
+        return self.stale >= self.settings.patience
 
     def propose(self, rng: random.Random) -> Architecture:
         """See `Sampler.propose`."""
