@@ -20,7 +20,9 @@ from ameir_merlin.search.record import StepRecord
 from ameir_merlin.search.scoring import score_blocks
 from ameir_merlin.search.settings import SearchSettings
 from ameir_merlin.search.strategies import ALONE, STRATEGIES, StrategySettings
+from ameir_merlin.search.strategies.controller import ControllerSettings
 from ameir_merlin.search.strategies.one_shot import whole_choices
+from ameir_merlin.search.strategies.rl import RL
 from ameir_merlin.space import Architecture
 from ameir_merlin.train.settings import TrainSettings
 
@@ -187,3 +189,13 @@ def test_every_strategy_begins_alike(name, tmp_path: Path):
     with pytest.raises(UserError, match=r"train\.metric: 'ndcg5' needs drawn negatives"):
         STRATEGIES[name](replace(items, training=replace(items.training, metric="ndcg5")), Budget(), TINY)
     assert not (tmp_path / "items").exists()
+
+
+def test_rl_ends_after_its_patience_without_a_new_best(tmp_path):
+    choices = whole_choices(problem_in(tmp_path), StrategySettings())
+    sampler, scores = RL(choices, 0, ControllerSettings(patience=3)), iter([0.5, 0.6, 0.6, 0.2, 0.6])
+    told = []
+    while (architecture := sampler.ask()) is not None:
+        told.append(next(scores))
+        sampler.tell(architecture, told[-1])
+    assert told == [0.5, 0.6, 0.6, 0.2, 0.6]
