@@ -287,7 +287,7 @@ def row_file(folder: Path, name: str, seed: int) -> Path:
 
 
 def fingerprint(bench: Bench) -> dict[str, Any]:
-    """What rows must share to stand in one table; the strategy is each row's own."""
+    """What rows must share to stand in one table; the strategy is each row's own, the seed that of drawn rows alone."""
     config = bench.config
     parts = {part: asdict(getattr(config, part)) for part in ("model", "search", "train", "baselines")}
     del parts["search"]["strategy"]
@@ -295,7 +295,7 @@ def fingerprint(bench: Bench) -> dict[str, Any]:
         json.dumps(
             {
                 "budget": bench.budget,
-                "rows": bench.rows,
+                "rows": None if bench.rows is None else {"count": bench.rows, "seed": config.seed},
                 "schema": bench.schema.to_json(),
                 "space": config.space,
                 **parts,

@@ -281,8 +281,16 @@ def test_fewer_training_rows_are_drawn_the_same_for_all_and_do_not_mix_with_othe
     for name in first.history:
         assert torch.equal(first.history[name], second.history[name])
     assert benches[0].splits["valid"].rows == Bench.open(prepared["clicks"], config, tmp_path).splits["valid"].rows
-    with pytest.raises(UserError, match="another rows"):
-        make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, "--models", "dnn", "--rows", "49"))
+    for other in (["--rows", "49"], ["--rows", "50", "--set", "seed=2"]):
+        with pytest.raises(UserError, match="another rows"):
+            make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, "--models", "dnn", *other))
+
+
+def test_all_training_rows_are_the_same_whatever_the_seed(prepared, tmp_path: Path):
+    more = ["--models", "dnn"]
+    for other in ([], ["--set", "seed=2"]):
+        make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, *more, *other))
+    assert json.loads((tmp_path / "settings.json").read_text())["rows"] is None
 
 
 def test_a_seed_that_another_process_works_on_is_refused(prepared, tmp_path: Path):
