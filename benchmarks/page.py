@@ -38,6 +38,7 @@ def summary(name: str, found: Sequence[Figures], metrics: Sequence[str]) -> Figu
         values = [f[key] for f in found if key in f]
         if values:
             row[key] = statistics.fmean(values)
+    row["commits"] = list(dict.fromkeys(f.get("commit") for f in found))  # None: of rows that do not say
     row["architectures_found"] = [f["architecture"] for f in found if "architecture" in f]
     return row
 
@@ -116,6 +117,8 @@ def markdown(
     ]
     if not paper:
         lines.append("The paper has no figures for this data set.")
+    if told := several_commits(rows):
+        lines.append(told)
     if test:
         chance = "not testable with so few seeds" if test["p"] is None else f"p = {test['p']:.3g}, paired t-test"
         lines.append(
@@ -123,6 +126,18 @@ def markdown(
             f"{test['metric']} {test['difference']:+.4f} ({chance})."
         )
     return "\n".join(lines) + "\n"
+
+
+def several_commits(rows: Sequence[Figures]) -> str:
+    """One line with each commit and what was made at it, "+" for a checkout with changes; "" where it is but one."""
+    made: dict[str | None, list[str]] = {}
+    for row in rows:
+        for commit in row["commits"]:
+            made.setdefault(commit, []).append(row["row"])
+    if len(made) < 2:
+        return ""
+    named = [f"{commit[:12] + commit[40:] if commit else 'not noted'} ({', '.join(of)})" for commit, of in made.items()]
+    return f"The rows were made at several commits: {'; '.join(named)}."
 
 
 def with_deviation(mean: float, std: float | None) -> str:

@@ -51,7 +51,7 @@ from ameir_merlin.models import model_class
 from ameir_merlin.models.baselines.dien import DIENConfig
 from ameir_merlin.models.build_baseline import baseline_options
 from ameir_merlin.progress import Progress, Task
-from benchmarks.page import with_deviation
+from benchmarks.page import several_commits, with_deviation
 from benchmarks.result import json_option, tell
 from benchmarks.rivals_setup import DEEPCTR, RECBOLE, Library, call, library_files, library_python
 from benchmarks.tables import (
@@ -402,6 +402,8 @@ def compare(
     rows = {row["row"]: row for row in found}
     text = f"# {config.name}, {kind}, {given.repeats} seed(s), one thread\n\n"
     text += markdown(kind, rows, names, read_json(HERE / "peers.json"))
+    if told := several_commits(found):
+        text += f"\n{told}\n"
     return text, figures_of(kind, rows, names), found
 
 

@@ -1,9 +1,10 @@
 """What the paper's tables have in common: rows trained once a seed and kept; what is said of them is `benchmarks.page`.
 
 A row is a name and a function from a `Bench` and a seed to figures. What it finds is written to OUT/rows/NAME-SEED.json
-as soon as it is known, so that a command that was killed goes on with the first row that is missing, and that row with
-the last pass of its training. An AutoML rival's search goes on with its first unfinished step: the next cross of
-AutoCross, one of AutoFIS's three strengths (whose passes start anew), the next graph of AutoCTR.
+as soon as it is known, with the commit that it was made at, so that a command that was killed goes on with the first
+row that is missing, and that row with the last pass of its training. An AutoML rival's search goes on with its first
+unfinished step: the next cross of AutoCross, one of AutoFIS's three strengths (whose passes start anew), the next graph
+of AutoCTR.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import nn
 from ameir_merlin.config import Config, load_config
 from ameir_merlin.data.parquet import ResidentData
 from ameir_merlin.display import display
-from ameir_merlin.environment import environment
+from ameir_merlin.environment import commit, environment
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import read_json, write_json, write_text
 from ameir_merlin.models import MODELS, model_class
@@ -247,6 +248,7 @@ def run(
     extra: row name to figures that were measured elsewhere.
     """
     check_same(bench.folder / "settings.json", fingerprint(bench))
+    code = commit()  # before the first row: what is changed from now on is not what this process runs
     with bench.progress.task(table.title, len(names) * len(seeds)) as task:
         for seed in seeds:
             missing = [name for name in names if not row_file(bench.folder, name, seed).exists()]
@@ -257,9 +259,8 @@ def run(
                     began = time.perf_counter()
                     figures = table.rows[name](bench, seed)
                     seconds = round(time.perf_counter() - began, 2)
-                    write_json(
-                        row_file(bench.folder, name, seed), {"row": name, "seed": seed, "seconds": seconds, **figures}
-                    )
+                    about = {"row": name, "seed": seed, "seconds": seconds, "commit": code}
+                    write_json(row_file(bench.folder, name, seed), about | figures)
                     task.advance()
     rows = []
     for name in names:

@@ -308,9 +308,11 @@ def test_both_stand_side_by_side_and_a_killed_command_goes_on(raw: Path, tmp_pat
     assert (deepfm["settings"]["embedding_size"], deepfm["settings"]["train_batch_size"]) == (16, 2048)
     assert (bpr["settings"]["embedding_size"], bpr["max_length"], bpr["epochs"], bpr["patience"]) == (64, 15, 2, 10)
     assert deepfm["patience"] == 3
-    before = len(jobs)
+    before, row = len(jobs), tmp_path / "out" / "clicks" / "rows" / "deepfm-1.json"
+    row.write_text(json.dumps(json.loads(row.read_text()) | {"commit": "0ld"}))
     rivals.make(options(raw, tmp_path / "out", *more))
     assert len(jobs) == before
+    assert "made at several commits: 0ld (deepfm)" in (tmp_path / "out" / "rivals.md").read_text()
     with pytest.raises(UserError, match="another own sizes"):
         rivals.make(options(raw, tmp_path / "out", *more, "--own-sizes"))
 

@@ -82,6 +82,19 @@ def test_one_seed_is_not_tested():
     assert "p" not in figures_of(rows, significance(rows, "ameir-c", "auc"), "auc")
 
 
+def test_rows_of_several_commits_are_named_in_one_line_and_old_rows_do_not_say():
+    first, second = "0123456789ab" + "c" * 28, "fedcba987654" + "3" * 28 + "+"
+    seeds = found((0.7, 0.5), (0.72, 0.6))
+    same = [summary(name, [f | {"commit": first} for f in seeds], METRICS) for name in ("dnn", "din")]
+    assert "commit" not in markdown(TABLE, same, None, "movielens", 1.0)
+    assert "commit" not in markdown(TABLE, [summary("dnn", seeds, METRICS)], None, "movielens", 1.0)
+    mixed = summary("din", [f | {"commit": c} for f, c in zip(seeds, (first, second))], METRICS)
+    assert mixed["commits"] == [first, second]
+    told = markdown(TABLE, [same[0], mixed, summary("pnn", seeds, METRICS)], None, "movielens", 1.0).splitlines()
+    named = "0123456789ab (dnn, din); fedcba987654+ (din); not noted (pnn)"
+    assert f"The rows were made at several commits: {named}." in told
+
+
 def test_the_papers_figures_stand_beside_ours_only_on_its_data():
     rows = [{**ROWS[0], "qps": 1234.0}, ROWS[3]]
     own = markdown(TABLE, rows, significance(rows, "ameir-c", "auc"), "alimama", 0.5)
@@ -153,17 +166,20 @@ def test_finished_rows_are_not_made_again_and_other_settings_are_refused(tmp_pat
         return function
 
     monkeypatch.setattr(tables, "fingerprint", lambda bench: {"train": settings[0]})
+    monkeypatch.setattr(tables, "commit", lambda: commits[-1])
     table = Table("t", "T", {"a": row("a"), "b": row("b")}, ("auc", "logloss"), "a")
-    stop, settings = [("b", 2)], [1]
+    stop, settings, commits = [("b", 2)], [1], ["old"]
     with pytest.raises(Killed):
         run(table, FakeBench(tmp_path), ["a", "b"], range(1, 3), {})
     assert made == [("a", 1), ("b", 1), ("a", 2)]
     stop[0] = None
+    commits.append("new")
     rows = run(table, FakeBench(tmp_path), ["a", "b"], range(1, 3), {"b": {"qps": 9.0}})
     assert made == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert [r["row"] for r in rows] == ["a", "b"]
     assert rows[0]["values"]["auc"] == [0.1, 0.2]
     assert rows[1]["qps"] == 9.0
+    assert [r["commits"] for r in rows] == [["old"], ["old", "new"]]
     settings[0] = 2
     with pytest.raises(UserError, match="made with another train; choose a new --out"):
         run(table, FakeBench(tmp_path), ["a"], range(1, 2), {})
