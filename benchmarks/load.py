@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -69,7 +70,13 @@ class Checkers:
         for thread in self._threads:
             thread.join()
 
-    def _run(self, address: str, model: str, rows: Rows, expected: Mapping[str, np.ndarray], seed: int) -> None:
+    def _run(self, *what: Any) -> None:
+        try:
+            self._check(*what)
+        except Exception as error:  # whatever it is: a client that ended early is not one that saw no failure
+            self.tally.failures.append(repr(error))
+
+    def _check(self, address: str, model: str, rows: Rows, expected: Mapping[str, np.ndarray], seed: int) -> None:
         draw = np.random.default_rng(seed)
         with Client(address, model=model, timeout=30.0, retries=0) as client:
             table = as_table(rows, client.inputs)
@@ -315,6 +322,9 @@ def _swapped(server, live, work, requests, rows, expected, seconds, swaps) -> di
                 else:
                     errors.append(str(error))
                 continue
+            except Exception as error:  # whatever it is: a load that ended early is not one without errors
+                errors.append(repr(error))
+                return
             sent[0] += found.requests * 6
             errors.extend([found.errors] if found.errors else [])
 

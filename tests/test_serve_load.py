@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 from serve_fixtures import CLICK, click_model, click_rows, click_schema, offline, write_preprocess
@@ -21,6 +22,7 @@ from ameir_merlin.serve.rows import as_table, encode
 from ameir_merlin.serve.settings import ExportSettings
 from ameir_merlin.serve.swap import swap
 from ameir_merlin.serve.triton import running_server, server_of
+from benchmarks import load, perf_analyzer
 from benchmarks.load import (
     Checkers,
     malformed,
@@ -63,6 +65,31 @@ def test_swaps_under_load(world):
     manifest.verify(folder / "live")
     with Client(server.grpc) as client:
         assert abs(client.score(rows) - expected["v1"]).max() <= 1e-5
+
+
+class Broken:
+    """A client of which each use ends in an error that nobody thought of."""
+
+    def __init__(self, *given, **options):
+        raise ZeroDivisionError("nobody thought of it")
+
+
+def test_a_checking_client_that_dies_is_a_failure(monkeypatch):
+    monkeypatch.setattr(load, "Client", Broken)
+    with Checkers(SimpleNamespace(grpc=""), "ameir", click_rows(8, seed=1), {"v1": None}, clients=2) as tally:
+        pass
+    assert tally.failures == ["ZeroDivisionError('nobody thought of it')"] * 2
+
+
+def test_a_load_that_dies_is_a_failure(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(load, "Client", Broken)
+    monkeypatch.setattr(perf_analyzer, "measure", Broken)
+    monkeypatch.setattr(load, "swap", lambda *given, **options: None)
+    monkeypatch.setattr(load, "time", SimpleNamespace(sleep=lambda seconds: None))
+    rows = click_rows(8, seed=1)
+    found = load._swapped(SimpleNamespace(grpc=""), tmp_path, tmp_path, tmp_path, rows, {"v1": None}, 1.0, 1)
+    assert found["swapped_failures"] == 5  # of four checking clients and the load
+    assert "nobody thought of it" in capsys.readouterr().err
 
 
 def test_a_swap_that_fails_leaves_the_old_version(world, tmp_path):
