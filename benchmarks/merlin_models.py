@@ -26,7 +26,7 @@ from torch import nn
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.train.metrics import auc, logloss
-from benchmarks.tables import Bench, Figures, Row, Table, main
+from benchmarks.tables import Bench, Figures, Row, Table, make, parser, user_errors
 
 PATIENCE = 5  # passes without gain: weights that are not averaged make validation waver
 
@@ -37,8 +37,8 @@ def part_of(schema: FeatureSchema) -> FeatureSchema:
     return dataclasses.replace(schema, fields=fields, behaviour=None)
 
 
-def loader(data: Path, split: str, schema: FeatureSchema, size: int) -> Any:
-    """A split as Merlin's Loader, shuffled if it is the training rows."""
+def loader(data: Path, split: str, schema: FeatureSchema, size: int, device: str) -> Any:
+    """A split as Merlin's Loader, shuffled if it is the training rows, which gives its batches on `device`."""
     import merlin.io
     from merlin.dataloader.torch import Loader
 
@@ -46,8 +46,8 @@ def loader(data: Path, split: str, schema: FeatureSchema, size: int) -> Any:
 
     files = [str(file) for file in sorted((data / split).glob("*.parquet"))]
     columns = merlin_schema(schema)
-    rows = merlin.io.Dataset(files, engine="parquet", schema=columns, cpu=not torch.cuda.is_available())
-    return Loader(rows, batch_size=size, shuffle=split == "train")
+    rows = merlin.io.Dataset(files, engine="parquet", schema=columns, cpu=device == "cpu")
+    return Loader(rows, batch_size=size, shuffle=split == "train", device=torch.device(device).index)
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,10 @@ def start_embeddings(model: nn.Module, init: float) -> None:
             nn.init.uniform_(module.weight, -init, init)
 
 
-def trained(model: Any, splits: dict[str, Any], epochs: int, told: Callable[[str], None]) -> tuple[int, float]:
-    """Train `model` until `PATIENCE` passes bring nothing, and leave it with its best pass's weights.
+def trained(
+    model: Any, splits: dict[str, Any], epochs: int, device: str, told: Callable[[str], None]
+) -> tuple[int, float]:
+    """Train `model` on `device` until `PATIENCE` passes bring nothing, and leave it with its best pass's weights.
 
     Returns how many passes there were, and their seconds without validation. `UserError` if it diverges.
     """
@@ -147,7 +149,8 @@ def trained(model: Any, splits: dict[str, Any], epochs: int, told: Callable[[str
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        accelerator="auto",
+        accelerator="cpu" if device == "cpu" else "gpu",
+        devices=1 if device == "cpu" else [torch.device(device).index or 0],
         callbacks=[best],
     )
     trainer.fit(model, splits["train"])
@@ -155,19 +158,20 @@ def trained(model: Any, splits: dict[str, Any], epochs: int, told: Callable[[str
     return best.passes, best.seconds
 
 
-def row(name: str, data: Path, ways: Ways) -> Row:
+def row(name: str, ways: Ways) -> Row:
     """Row of one of Merlin's models."""
 
     def function(bench: Bench, seed: int) -> Figures:
         schema, settings = part_of(bench.schema), bench.training()
         torch.manual_seed(seed)
-        splits = {split: loader(data, split, schema, settings.batch_size) for split in ("train", "valid", "test")}
+        size, device = settings.batch_size, bench.device
+        splits = {split: loader(bench.data, split, schema, size, device) for split in ("train", "valid", "test")}
         model = made(name, schema, bench, ways)
         model.initialize(splits["train"])
         if ways.embedding_init is not None:
             start_embeddings(model, ways.embedding_init)
         told = f"merlin {name}, seed {seed}, "
-        passes, seconds = trained(model, splits, settings.epochs, lambda line: bench.progress.say(told + line))
+        passes, seconds = trained(model, splits, settings.epochs, device, lambda line: bench.progress.say(told + line))
         return {
             "test": measure(model, splits["test"]),
             "valid": measure(model, splits["valid"]),
@@ -193,18 +197,24 @@ def measure(model: Any, rows: Any) -> dict[str, float]:
     return {"auc": auc(p, y).item(), "logloss": logloss((p / (1 - p)).log(), y).item()}
 
 
-def table(data: Path) -> Table:
-    """Both models, both ways."""
-    rows = {
-        f"merlin {name}{suffix}": row(name, data, ways)
-        for name in ("dlrm", "dcn")
-        for suffix, ways in (("", SHIPPED), (", regularised", REGULARISED))
-    }
-    return Table("merlin_models", "Merlin Models' own", rows, ("auc", "logloss"), "", columns=("parameters", "seconds"))
+# Both models, both ways.
+ROWS = {
+    f"merlin {name}{suffix}": row(name, ways)
+    for name in ("dlrm", "dcn")
+    for suffix, ways in (("", SHIPPED), (", regularised", REGULARISED))
+}
+TABLE = Table("merlin_models", "Merlin Models' own", ROWS, ("auc", "logloss"), "", columns=("parameters", "seconds"))
+
+
+def main() -> None:
+    """The command: errors that a user can cause are one line."""
+    warnings.filterwarnings("ignore")
+    given = parser(TABLE, __doc__ or "").parse_args()
+    with user_errors():
+        if given.rows is not None:
+            raise UserError("--rows: Merlin's loader reads whole files; prepare fewer rows, and leave it out")
+        make(TABLE, given)
 
 
 if __name__ == "__main__":
-    import sys
-
-    warnings.filterwarnings("ignore")
-    main(table(Path(next((a for a in sys.argv[1:] if not a.startswith("-")), "."))), __doc__)
+    main()

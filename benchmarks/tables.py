@@ -66,6 +66,7 @@ PLACED = {
 class Bench:
     """Prepared data, settings, and where intermediate files go.
 
+    data: the folder that `open` read, for rows that read it in a way of their own.
     budget: share of the configuration's passes and candidates that is spent (1 = all of it).
     rows: how many training rows are drawn (None = all).
     """
@@ -78,6 +79,7 @@ class Bench:
     rows: int | None = None
     device: str = "cpu"
     progress: Progress = field(default_factory=Silent)
+    data: Path = Path()
 
     @classmethod
     def open(cls, data: Path, config: Config, folder: Path, *, history_fields: int | None = None, **more: Any) -> Bench:
@@ -90,7 +92,7 @@ class Bench:
         splits = {split: ResidentData(data / split, schema, device) for split in ("train", "valid", "test")}
         if (rows := more.get("rows")) is not None:
             splits["train"] = splits["train"].subset(rows, config.seed)
-        return cls(schema, splits, config, folder, **more)
+        return cls(schema, splits, config, folder, data=data, **more)
 
     def training(self, rival: str = "") -> TrainSettings:
         """`[train]` at the budget: AMEIR's, or that of model `rival`, with its own objective and its own changes."""

@@ -176,7 +176,7 @@ def test_merlins_own_models_are_trained_and_measured(name, dense, tmp_path: Path
     monkeypatch.setattr(bench.progress, "say", said.append)
     monkeypatch.setattr("benchmarks.merlin_models.PATIENCE", 1)
     for ways in (SHIPPED, REGULARISED):
-        figures = row(name, tmp_path, ways)(bench, 1)
+        figures = row(name, ways)(bench, 1)
         scores = [float(line.rsplit(" ", 1)[1]) for line in said]
         ended = [n for n in range(1, 8) if n - 1 - scores[:n].index(max(scores[:n])) >= 1]
         assert figures["epochs"] == len(scores) == min([*ended, 7])  # one pass without gain is enough here
@@ -186,6 +186,42 @@ def test_merlins_own_models_are_trained_and_measured(name, dense, tmp_path: Path
         assert figures["parameters"] > sum(f.cardinality for f in part_of(schema).sparse) * 16
         assert figures["examples_per_second"] > 0
         said.clear()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_trains_merlins_own_models_on_the_data_that_are_named(tmp_path: Path, monkeypatch, capsys):
+    """Options of two words may stand before DATA; the rows are all of it."""
+    from benchmarks import merlin_models
+
+    (tmp_path / "data").mkdir()
+    SCHEMA.save(tmp_path / "data" / "schema.json")
+    for seed, split in enumerate(("train", "valid", "test")):
+        write_split(tmp_path / "data" / split, SCHEMA, random_batch(SCHEMA, 64, seed))
+    out = tmp_path / "out"
+    command = ["merlin_models", "--repeats", "1", "--set", "train.epochs=1", "--out", str(out), "--device", "cpu"]
+    command += ["--models", "merlin dlrm", "--json", str(tmp_path / "all.json"), str(tmp_path / "data")]
+    monkeypatch.setattr("sys.argv", [*command, "--rows", "40"])
+    with pytest.raises(SystemExit) as end:
+        merlin_models.main()
+    assert end.value.code == 2
+    assert "error: --rows: Merlin's loader reads whole files" in capsys.readouterr().err
+    assert not out.exists()
+    monkeypatch.setattr("sys.argv", command)
+    merlin_models.main()
+    assert [path.name for path in (out / "rows").iterdir()] == ["merlin dlrm-1.json"]
+
+
+@pytest.mark.parametrize(
+    ("device", "accelerator", "devices"), [("cpu", "cpu", 1), ("cuda", "gpu", [0]), ("cuda:1", "gpu", [1])]
+)
+def test_merlins_own_models_are_trained_on_the_device_that_is_asked_for(device, accelerator, devices, monkeypatch):
+    from benchmarks.merlin_models import trained
+
+    told = []
+    monkeypatch.setattr("pytorch_lightning.Trainer", lambda **options: told.append(options) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trained(None, {}, 1, device, print)
+    assert (told[0]["accelerator"], told[0]["devices"]) == (accelerator, devices)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -201,7 +237,7 @@ def test_merlins_own_embeddings_start_small_where_asked(name, tmp_path: Path):
     SCHEMA.save(tmp_path / "schema.json")
     config = load_config(WORKFLOWS / "movielens.toml", [], definition=False)
     model = made(name, schema, Bench.open(tmp_path, config, tmp_path / "out", device="cpu"), SHIPPED)
-    model.initialize(loader(tmp_path, "train", schema, 16))
+    model.initialize(loader(tmp_path, "train", schema, 16, "cpu"))
     tables = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
     assert sum(len(table) for table in tables) >= sum(f.cardinality for f in schema.sparse)
     assert max(table.abs().max() for table in tables) > 1
