@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import psutil
@@ -21,6 +22,7 @@ from ameir_merlin.data.loader import BatchLoader, MerlinData, dataset
 from ameir_merlin.data.parquet import ResidentData, StreamedData, read_bundle
 from ameir_merlin.data.source import free, left_in_container, open_data
 from ameir_merlin.errors import UserError
+from benchmarks import loader as benchmark
 
 
 @pytest.mark.parametrize("seed", [None, 0, 7])
@@ -85,6 +87,25 @@ def test_same_rows_as_stock_merlin(tmp_path):
                     one[name] = inputs[f"{name}__values"][offsets[row] : offsets[row + 1]].tolist()
                 expected.append(one)
     assert as_rows(MerlinData(tmp_path, CLICK).batches(9)) == [{k: row[k] for k in row} for row in expected]
+
+
+def test_both_loaders_are_measured_alike(monkeypatch, capsys):
+    """As many passes over as many rows, set up inside the clock."""
+    passes = []
+
+    def timed(batches, rows):
+        assert not isinstance(batches, Iterator)
+        passes.append((batches().__qualname__, sum(rows(batch) for batch in batches())))
+        return float(len(passes))
+
+    monkeypatch.setattr(benchmark, "timed", timed)
+    monkeypatch.setattr(benchmark, "TURNS", 2)
+    benchmark.main(["--rows", "70"])
+    turn = [("MerlinData.batches", 70), ("StreamedData.batches", 70), ("stock", 70)]
+    assert passes == turn * 4  # of two turns of each kind
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
+    assert last["fixed_rows_compared"] == last["ragged_rows_compared"] == 70
+    assert (last["fixed_ratio"], last["ragged_ratio"]) == (round(4 / 6, 2), round(10 / 12, 2))
 
 
 def test_ragged_and_seen(tmp_path):
