@@ -5,6 +5,9 @@ as soon as it is known, with the commit that it was made at, so that a command t
 row that is missing, and that row with the last pass of its training. An AutoML rival's search goes on with its first
 unfinished step: the next cross of AutoCross, one of AutoFIS's three strengths (whose passes start anew), the next graph
 of AutoCTR.
+
+The column `seconds` is wall time of all that a row takes, search, training, validation and test, in all commands that
+worked on it.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.files import read_json, write_json, write_text
 from ameir_merlin.models import MODELS, model_class
 from ameir_merlin.models.build_baseline import build_baseline
-from ameir_merlin.progress import Progress, Silent
+from ameir_merlin.progress import Progress, Silent, Task
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.pipeline import RETRAINING, make_problem, search, train_finalists
 from ameir_merlin.search.problem import Problem
@@ -162,6 +165,33 @@ def with_history_fields(schema: FeatureSchema, count: int | None) -> FeatureSche
 Row = Callable[[Bench, int], Figures]
 
 
+class Clock:
+    """A `Progress` that hands everything on, and the wall seconds since its `file` was begun.
+
+    A command that was killed counts up to the last task that it ended, for it is noted then.
+    """
+
+    def __init__(self, inner: Progress, file: Path) -> None:
+        self.inner, self.file = inner, file
+        self.began = time.perf_counter() - (read_json(file) if file.exists() else 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Of all commands."""
+        return round(time.perf_counter() - self.began, 2)
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: int | None = None) -> Iterator[Task]:
+        """See `Progress.task`."""
+        with self.inner.task(name, total) as task:
+            yield task
+        write_json(self.file, self.seconds)
+
+    def say(self, line: str) -> None:
+        """See `Progress.say`."""
+        self.inner.say(line)
+
+
 def trained(bench: Bench, model: nn.Module, name: str, seed: int, row: str = "") -> Figures:
     """Train `model` by the configuration's `[train]`, and measure it; `row` is its row's name if `name` is not."""
     row = row or name
@@ -198,7 +228,8 @@ def baseline(name: str, row: str = "", **more: Any) -> Row:
 def ameir(variant: Variant) -> Row:
     """Row of AMEIR-A, -B or -C: search, retraining of the finalists, test.
 
-    Variants share their common steps; each has the seconds of all its own, whichever row has made them.
+    Variants share their common steps; each has the seconds of all its own, whichever row has made them, and those of
+    its retraining and test.
     """
 
     def row(bench: Bench, seed: int) -> Figures:
@@ -206,9 +237,10 @@ def ameir(variant: Variant) -> Row:
         search(problem)
         searching = account_of(problem).seconds
         empty_unless_of(problem.folder / RETRAINING, variant)
-        model, result, retrained = train_finalists(problem)
-        seconds = searching + sum(training["seconds"] for training in retrained)
-        figures = bench.measure(model, result) | {"search_seconds": searching, "seconds": round(seconds, 2)}
+        clock = Clock(bench.progress, problem.folder / RETRAINING / "seconds.json")
+        model, result, _ = train_finalists(dataclasses.replace(problem, progress=clock))
+        figures = bench.measure(model, result)
+        figures |= {"search_seconds": searching, "seconds": round(searching + clock.seconds, 2)}
         return figures | {"architecture": model.architecture.to_json()}
 
     return row
@@ -258,11 +290,11 @@ def run(
             with alone(bench.folder, seed) if missing else contextlib.nullcontext():
                 for name in missing:
                     bench.progress.say(f"{table.name}: {name}, seed {seed}")
-                    began = time.perf_counter()
-                    figures = table.rows[name](bench, seed)
-                    seconds = round(time.perf_counter() - began, 2)
-                    about = {"row": name, "seed": seed, "seconds": seconds, "commit": code}
+                    clock = Clock(bench.progress, bench.checkpoint(name, seed).with_suffix(".seconds.json"))
+                    figures = table.rows[name](dataclasses.replace(bench, progress=clock), seed)
+                    about = {"row": name, "seed": seed, "seconds": clock.seconds, "commit": code}
                     write_json(row_file(bench.folder, name, seed), about | figures)
+                    clock.file.unlink(missing_ok=True)
                     task.advance()
     rows = []
     for name in names:

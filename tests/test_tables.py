@@ -19,7 +19,7 @@ from ameir_merlin.batch import Batch
 from ameir_merlin.config import load_config
 from ameir_merlin.errors import UserError
 from ameir_merlin.models import MODELS
-from ameir_merlin.progress import Silent
+from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.search.automl import AUTOML
 from ameir_merlin.space import Architecture
 from benchmarks import searched, table1, table2, table3, table4, table5
@@ -144,11 +144,13 @@ class Watching(Silent):
         return super().task(task, total)
 
 
+@dataclasses.dataclass
 class FakeBench:
     """What `run` needs."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.progress = folder, Silent()
+    folder: Path
+    progress: Progress = dataclasses.field(default_factory=Silent)
+    checkpoint = Bench.checkpoint
 
 
 def test_finished_rows_are_not_made_again_and_other_settings_are_refused(tmp_path: Path, monkeypatch):
@@ -183,6 +185,34 @@ def test_finished_rows_are_not_made_again_and_other_settings_are_refused(tmp_pat
     settings[0] = 2
     with pytest.raises(UserError, match="made with another train; choose a new --out"):
         run(table, FakeBench(tmp_path), ["a"], range(1, 2), {})
+
+
+def test_seconds_are_those_of_all_commands_that_worked_on_a_row(tmp_path: Path, monkeypatch):
+    from benchmarks import tables
+
+    now = [0.0]
+    monkeypatch.setattr(tables.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(tables, "fingerprint", lambda bench: {})
+
+    def row(bench, seed):
+        for number, seconds in passes:
+            with bench.progress.task(f"pass {number}"):
+                now[0] += seconds
+                if seconds == 7:
+                    raise Killed
+        now[0] += 0.5  # the test
+        return {"test": {"auc": 0.5}} | own
+
+    table, own = Table("t", "T", {"a": row}, ("auc",), ""), {}
+    passes = [(1, 20.0), (2, 7.0)]
+    with pytest.raises(Killed):
+        run(table, FakeBench(tmp_path), ["a"], [1], {})
+    now[0] += 1000
+    passes = [(2, 30.0)]
+    assert run(table, FakeBench(tmp_path), ["a"], [1], {})[0]["seconds"] == 50.5
+    assert not list((tmp_path / "checkpoints").iterdir())
+    own = {"seconds": 3.0}  # AMEIR's rows say themselves
+    assert run(table, FakeBench(tmp_path), ["a"], [2], {})[0]["seconds"] == 3.0
 
 
 # ------------------------------------------------------------------ commands on a tiny data set
@@ -482,6 +512,10 @@ def test_a_killed_row_of_ours_goes_on_with_its_last_pass(prepared, tmp_path: Pat
     for figure in ("test", "valid", "parameters", "epochs"):
         assert resumed[figure] == expected[figure]
     assert resumed["seconds"] > resumed["search_seconds"] > 0
+    kept = tmp_path / "killed" / "search" / "ameir-1" / "retraining" / "seconds.json"
+    assert resumed["seconds"] - resumed["search_seconds"] >= json.loads(kept.read_text()) > 0
+    kept.write_text("1000.0")
+    assert row(bench("killed"), 1)["seconds"] > 1000  # what earlier commands took counts
     began.clear()
     table1.TABLE.rows["ameir-a"](bench("killed"), 1)
     assert next(task for task in began if task.startswith("finalist")) == "finalist 1 of 1, one-shot weights, epoch 1"
