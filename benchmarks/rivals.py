@@ -42,16 +42,16 @@ from typing import Any
 import torch
 
 from ameir_merlin.config import load_config
-from ameir_merlin.data.prepare import prepare
 from ameir_merlin.display import display
 from ameir_merlin.environment import environment
 from ameir_merlin.errors import UserError
-from ameir_merlin.files import is_complete, read_json, write_json, write_text
+from ameir_merlin.files import read_json, write_json, write_text
 from ameir_merlin.models import model_class
 from ameir_merlin.models.baselines.dien import DIENConfig
 from ameir_merlin.models.build_baseline import baseline_options
 from ameir_merlin.progress import Progress, Task
 from benchmarks.page import several_commits, with_deviation
+from benchmarks.prepared import BEAUTY, prepare_once
 from benchmarks.result import json_option, tell
 from benchmarks.rivals_setup import DEEPCTR, RECBOLE, Library, call, library_files, library_python
 from benchmarks.tables import (
@@ -182,22 +182,34 @@ ITEMS: dict[str, Rival] = {
 class Kind:
     """A data set and its models.
 
-    config: ours. settings: changes to it. metrics: shown, the first one ranks. history_fields: see `Bench.open`.
+    config: ours. files: of the publisher, those that are read. settings: changes to the configuration. metrics: shown,
+    the first one ranks. history_fields: see `Bench.open`.
     """
 
     config: str
+    files: tuple[str, ...]
     settings: tuple[str, ...]
     metrics: tuple[str, ...]
     models: Mapping[str, Rival]
     history_fields: int | None
 
 
-_CLICKS = ("movielens_random.toml", (f"train.batch_size={CLICKS_BATCH}",), ("auc", "logloss"))
+_CLICKS = (
+    "movielens_random.toml",
+    ("ml100k_ctr.csv", "ml100k_ctr.csv.gz"),
+    (f"train.batch_size={CLICKS_BATCH}",),
+    ("auc", "logloss"),
+)
 KINDS = {
     "clicks": Kind(*_CLICKS, CLICKS, 0),
     "histories": Kind(*_CLICKS, HISTORIES, 1),
     "items": Kind(
-        "beauty.toml", ("model.embedding_dim=64",), ("ndcg5", "hr5", "hr10_full", "ndcg10_full"), ITEMS, None
+        "beauty.toml",
+        BEAUTY,
+        ("model.embedding_dim=64",),
+        ("ndcg5", "hr5", "hr10_full", "ndcg10_full"),
+        ITEMS,
+        None,
     ),
 }
 
@@ -380,8 +392,7 @@ def compare(
     changes = (f"train.epochs={given.epochs}", f"train.patience={PATIENCE}", *facts.settings)
     config = load_config(WORKFLOWS / facts.config, changes)
     dataset, prepared = config.dataset(), given.out / "data" / config.name
-    if not is_complete(prepared):
-        prepare(dataset, given.data, prepared, progress=progress)
+    prepare_once(dataset, given.data, prepared, facts.files, progress)
     files = given.out / "data" / f"theirs-{config.name}"
     library_files(dataset, given.data, files)
     libraries = {facts.models[name].library for name in names}

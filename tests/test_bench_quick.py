@@ -7,8 +7,26 @@ from pathlib import Path
 import pytest
 
 from ameir_merlin.data.parquet import ResidentData
+from ameir_merlin.errors import UserError
+from ameir_merlin.files import atomic_folder
 from ameir_merlin.schema import FeatureSchema
 from benchmarks.prepared import prepared
+
+
+def test_other_real_files_than_those_that_were_prepared_are_refused(tmp_path: Path, monkeypatch):
+    def prepare(dataset, raw: Path, out: Path, progress) -> None:
+        with atomic_folder(out):
+            pass
+
+    monkeypatch.setattr("benchmarks.prepared.prepare", prepare)
+    (tmp_path / "real" / "ml-100k").mkdir(parents=True)
+    for name in ("inter", "user", "item"):
+        (tmp_path / "real" / "ml-100k" / f"ml-100k.{name}").write_text(name)
+    prepared("clicks", tmp_path / "real", tmp_path / "out")
+    assert prepared("clicks", tmp_path / "real", tmp_path / "out")[2] == "movielens"
+    (tmp_path / "real" / "ml-100k" / "ml-100k.item").write_text("others")
+    with pytest.raises(UserError, match=r"its ml-100k.item is not the one that .*movielens was made of"):
+        prepared("clicks", tmp_path / "real", tmp_path / "out")
 
 
 @pytest.mark.parametrize(("kind", "task", "name"), [("clicks", "click", "movielens"), ("items", "retrieval", "beauty")])

@@ -9,6 +9,7 @@ import ast
 import gzip
 import json
 import random
+import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -315,6 +316,34 @@ def test_both_stand_side_by_side_and_a_killed_command_goes_on(raw: Path, tmp_pat
     assert "made at several commits: 0ld (deepfm)" in (tmp_path / "out" / "rivals.md").read_text()
     with pytest.raises(UserError, match="another own sizes"):
         rivals.make(options(raw, tmp_path / "out", *more, "--own-sizes"))
+
+
+def test_another_folder_s_files_are_refused_once_those_of_one_are_prepared(raw: Path, tmp_path: Path, jobs: Jobs):
+    def make(data: Path) -> None:
+        rivals.make(options(data, tmp_path / "out", "items", "--models", "pop"))
+
+    make(raw)
+    note = tmp_path / "out" / "data" / "beauty.source.json"
+    noted = note.read_bytes()
+    note.unlink()  # prepared by an earlier command, which did not note it
+    make(raw)
+    assert note.read_bytes() == noted
+    same = shutil.copytree(raw, tmp_path / "same")
+    make(same)
+    (same / "ml100k_ctr.csv.gz").write_bytes(b"not of this kind")
+    make(same)
+    make(tmp_path / "gone")  # nothing there that could be another
+    other = shutil.copytree(raw, tmp_path / "other")
+    lines = gzip.decompress((raw / "beauty.txt.gz").read_bytes()).splitlines(keepends=True)
+    (other / "beauty.txt.gz").write_bytes(gzip.compress(b"".join(lines[::-1])))
+    message = (
+        rf"other: its beauty.txt.gz is not the one that .*beauty was made of, which was in {raw.resolve()}; name that"
+    )
+    with pytest.raises(UserError, match=message):
+        make(other)
+    shutil.rmtree(tmp_path / "out" / "data" / "beauty")  # the rows of the first are still there
+    with pytest.raises(UserError, match=message):
+        make(other)
 
 
 def test_the_libraries_own_sizes_are_left_alone():
