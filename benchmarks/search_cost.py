@@ -212,10 +212,25 @@ def draw(figures: dict[str, float], rows: Sequence[dict[str, Any]], path: Path) 
 def _data(given: argparse.Namespace) -> tuple[FeatureSchema, dict[str, BatchSource]]:
     """What was prepared, or made up."""
     if given.data is None:
-        length = 15 if given.shape == "beauty" and not given.quick else given.length
-        return Size(given.shape, given.rows, length).make(given.seed, given.device)
+        return Size(given.shape, given.rows, given.length).make(given.seed, given.device)
     schema = FeatureSchema.load(given.data / "schema.json")
     return schema, {name: ResidentData(given.data / name, schema, given.device) for name in SPLITS}
+
+
+def fill_in(given: argparse.Namespace) -> None:
+    """Put in the defaults of what was not asked for; `UserError` for what was, where it would be without effect."""
+    without = {
+        "growth": ("data", "shape", "rows", "length", "candidates"),  # it has sizes of its own
+        "data": ("shape", "rows", "length"),  # those of the files
+    }
+    for option, names in without.items():
+        asked = [name for name in names if getattr(given, name) is not None]
+        if getattr(given, option) is not None and asked:
+            raise UserError(f"--{asked[0]}: without effect beside --{option}; leave one of them out")
+    defaults = {"shape": "alimama", "rows": 20_000, "candidates": 200, "length": 15 if given.shape == "beauty" else 20}
+    for name, value in defaults.items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -224,14 +239,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument(
         "--data", type=Path, metavar="DIR", help="a prepared data set: schema.json, train/, valid/, test/"
     )
-    made.add_argument("--shape", choices=["alimama", "beauty"], default="alimama", help="of made-up data")
-    made.add_argument("--rows", type=int, default=20_000, help="made-up training rows")
-    made.add_argument("--length", type=int, default=20, help="T of made-up data")
+    made.add_argument("--shape", choices=["alimama", "beauty"], help="of made-up data (alimama)")
+    made.add_argument("--rows", type=int, help="made-up training rows (20,000)")
+    made.add_argument("--length", type=int, help="T of made-up data (20; of beauty 15)")
     made.add_argument("--variant", choices=["A", "B", "C"], default="", help="by default all that the data have")
     made.add_argument("--dim", type=int, default=8, help="K")
     made.add_argument("--blocks", type=int, default=3)
     made.add_argument("--interactions", type=int, default=5)
-    made.add_argument("--candidates", type=int, default=200)
+    made.add_argument("--candidates", type=int, help="(200)")
     made.add_argument("--top", type=int, default=5)
     made.add_argument("--cycles", type=int, default=2)
     made.add_argument("--keep", type=int, default=30)
@@ -244,6 +259,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--growth-rows", type=int, default=4_000, help="training rows of the smallest size")
     made.add_argument("--growth-candidates", type=int, default=40, help="candidates of the smallest size")
     given = made.parse_args(arguments)
+    try:
+        fill_in(given)
+    except UserError as error:
+        made.error(str(error))
     if given.quick:
         given.rows, given.length, given.candidates, given.top, given.keep, given.cycles = 300, 5, 6, 2, 4, 1
         given.epochs = given.train_epochs = given.blocks = 1

@@ -172,6 +172,34 @@ def test_a_search_for_next_items(capsys):
     assert 0 <= found["ndcg5"] <= found["hr5"] <= 1
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--growth", "x.svg", "--candidates", "9"], "--candidates: without effect beside --growth"),
+        (["--growth", "x.svg", "--length", "9"], "--length: without effect beside --growth"),
+        (["--data", "x", "--rows", "9"], "--rows: without effect beside --data"),
+        (["--data", "x", "--shape", "beauty"], "--shape: without effect beside --data"),
+    ],
+)
+def test_what_would_be_without_effect_is_refused(options, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        search_cost.main(options)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "length"), [([], "alimama", 20), (["--shape", "beauty"], "beauty", 15),
+                                     (["--shape", "beauty", "--length", "9"], "beauty", 9)]
+)  # fmt: skip
+def test_made_up_data_are_as_long_as_asked(options, shape, length, monkeypatch):
+    made = []
+    monkeypatch.setattr(search_cost.Size, "make", lambda size, seed, device: made.append(size) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        search_cost.main(["--device", "cpu", *options])
+    assert made == [search_cost.Size(shape, 20_000, length)]
+
+
 def test_exponents():
     assert search_cost.exponent([1, 3, 10], [2, 18, 200]) == pytest.approx(2)
     assert search_cost.exponent([1, 2, 4], [5, 5, 5]) == pytest.approx(0)
