@@ -26,7 +26,7 @@ from ameir_merlin.search.fair import FairPaths
 from ameir_merlin.space import SPACES, SearchSpace
 from ameir_merlin.train.objectives import OBJECTIVES
 from ameir_merlin.train.optimizer import adam
-from benchmarks.shapes import criteo, median, parser, peak_memory, report, worked
+from benchmarks.shapes import at_least, criteo, median, parser, peak_memory, report, worked
 
 DIM, INTERACTIONS, LAYERS, BATCH = 5, 15, 3, 4_096
 LARGE = 9  # of `criteo`'s fields share the large vocabularies
@@ -73,10 +73,10 @@ def updates(given: argparse.Namespace, tables: str) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Both optimizers."""
     made = parser("large_tables", __doc__)
-    made.add_argument("--features", type=int, default=33_000_000)
-    made.add_argument("--steps", type=int, default=10, help="updates that are timed")
-    made.add_argument("--warm", type=int, default=2, help="updates before them")
-    made.add_argument("--threads", type=int, default=torch.get_num_threads())
+    made.add_argument("--features", type=at_least(1), default=33_000_000)
+    made.add_argument("--steps", type=at_least(1), default=10, help="updates that are timed")
+    made.add_argument("--warm", type=at_least(0), default=2, help="updates before them")
+    made.add_argument("--threads", type=at_least(1), default=torch.get_num_threads())
     given = made.parse_args(arguments)
     if given.quick:
         given.features, given.steps, given.warm = 3_000_000, 2, 1

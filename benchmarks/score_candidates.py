@@ -47,7 +47,7 @@ from ameir_merlin.search.candidates import sample
 from ameir_merlin.search.scoring import score_blocks, score_interactions, score_mlps
 from ameir_merlin.space import SPACES, ZERO, Architecture, Block, Choices, Interaction, MLPLayer, SearchSpace
 from ameir_merlin.train.metrics import auc, logloss
-from benchmarks.shapes import alimama, criteo, made_up, parser, peak_memory, profiled, report, worked
+from benchmarks.shapes import alimama, at_least, criteo, made_up, parser, peak_memory, profiled, report, worked
 
 Scorer = Callable[[Sequence[Batch]], Tensor]
 
@@ -234,13 +234,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made = parser("score_candidates", __doc__)
     made.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     made.add_argument("--fitness", choices=["auc", "logloss"], default="auc")
-    made.add_argument("--candidates", type=int, default=2000, help="of Steps 1 and 3")
-    made.add_argument("--interactions", type=int, default=1300, help="candidates of Step 2")
-    made.add_argument("--plain", type=int, default=200, help="candidates that are also scored one by one")
-    made.add_argument("--rows", type=int, default=8192, help="validation rows")
-    made.add_argument("--sequence-rows", type=int, default=1024, help="validation rows of Step 1")
-    made.add_argument("--batch", type=int, default=2048)
-    made.add_argument("--repeats", type=int, default=2, help="turns of both versions")
+    made.add_argument("--candidates", type=at_least(1), default=2000, help="of Steps 1 and 3")
+    made.add_argument("--interactions", type=at_least(1), default=1300, help="candidates of Step 2")
+    made.add_argument("--plain", type=at_least(1), default=200, help="candidates that are also scored one by one")
+    made.add_argument("--rows", type=at_least(1), default=8192, help="validation rows")
+    made.add_argument("--sequence-rows", type=at_least(1), default=1024, help="validation rows of Step 1")
+    made.add_argument("--batch", type=at_least(1), default=2048)
+    made.add_argument("--repeats", type=at_least(1), default=2, help="turns of both versions")
     made.add_argument("--profile", type=Path, metavar="FILE", help="one for each step, STEP-FILE")
     given = made.parse_args(arguments)
     if given.quick:

@@ -41,7 +41,7 @@ from ameir_merlin.search.settings import SearchSettings, Variant
 from ameir_merlin.train.evaluate import evaluate
 from ameir_merlin.train.settings import TrainSettings
 from benchmarks.planted import Rows
-from benchmarks.shapes import alimama, beauty, made_up, now, parser, peak_memory, report, resident_gb, worked
+from benchmarks.shapes import alimama, at_least, beauty, made_up, now, parser, peak_memory, report, resident_gb, worked
 
 STEPS = ("behaviour", "interaction", "mlp")
 SPLITS = ("train", "valid", "test")
@@ -240,13 +240,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--data", type=Path, metavar="DIR", help="a prepared data set: schema.json, train/, valid/, test/"
     )
     made.add_argument("--shape", choices=["alimama", "beauty"], help="of made-up data (alimama)")
-    made.add_argument("--rows", type=int, help="made-up training rows (20,000)")
-    made.add_argument("--length", type=int, help="T of made-up data (20; of beauty 15)")
+    made.add_argument("--rows", type=at_least(1), help="made-up training rows (20,000)")
+    made.add_argument("--length", type=at_least(1), help="T of made-up data (20; of beauty 15)")
     made.add_argument("--variant", choices=["A", "B", "C"], default="", help="by default all that the data have")
     made.add_argument("--dim", type=int, default=8, help="K")
     made.add_argument("--blocks", type=int, default=3)
     made.add_argument("--interactions", type=int, default=5)
-    made.add_argument("--candidates", type=int, help="(200)")
+    made.add_argument("--candidates", type=at_least(1), help="(200)")
     made.add_argument("--top", type=int, default=5)
     made.add_argument("--cycles", type=int, default=2)
     made.add_argument("--keep", type=int, default=30)
@@ -256,8 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--batch", type=int, default=512)
     made.add_argument("--valid-rows", type=int, default=2048)
     made.add_argument("--growth", type=Path, metavar="SVG", help="measure growth instead, and draw it here")
-    made.add_argument("--growth-rows", type=int, default=4_000, help="training rows of the smallest size")
-    made.add_argument("--growth-candidates", type=int, default=40, help="candidates of the smallest size")
+    made.add_argument("--growth-rows", type=at_least(1), default=4_000, help="training rows of the smallest size")
+    made.add_argument("--growth-candidates", type=at_least(1), default=40, help="candidates of the smallest size")
     given = made.parse_args(arguments)
     try:
         fill_in(given)

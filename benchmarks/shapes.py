@@ -11,7 +11,7 @@ import itertools
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,17 @@ def parser(name: str, text: str | None) -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=1)
     json_option(made)
     return made
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option: a whole number, not below `least`."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: expected at least {least}")
+        return int(text)
+
+    return number
 
 
 def report(name: str, figures: dict[str, float], given: argparse.Namespace, **rows: Any) -> None:

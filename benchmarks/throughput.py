@@ -32,7 +32,7 @@ from ameir_merlin.models import build
 from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.schema import FeatureSchema
-from benchmarks.shapes import alimama, made_up, median, parser, peak_memory, report, worked
+from benchmarks.shapes import alimama, at_least, made_up, median, parser, peak_memory, report, worked
 
 DIM = 4
 SIZES = (1024, 4096, 16384, 65536)
@@ -110,11 +110,11 @@ def measure(competing: list[Contender], batch: Batch, given: argparse.Namespace)
 def main(arguments: Sequence[str] | None = None) -> None:
     """All sizes."""
     made = parser("throughput", __doc__)
-    made.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="ROWS", help="of a batch")
-    made.add_argument("--rows", type=int, default=SIZES[-1], help="a turn's, at least one batch")
-    made.add_argument("--turns", type=int, default=15)
-    made.add_argument("--warm", type=int, default=3, help="calls before them")
-    made.add_argument("--values", type=int, default=50_000, help="rows of the five large tables")
+    made.add_argument("--sizes", type=at_least(1), nargs="+", default=SIZES, metavar="ROWS", help="of a batch")
+    made.add_argument("--rows", type=at_least(1), default=SIZES[-1], help="a turn's, at least one batch")
+    made.add_argument("--turns", type=at_least(1), default=15)
+    made.add_argument("--warm", type=at_least(1), default=3, help="calls before them")
+    made.add_argument("--values", type=at_least(1), default=50_000, help="rows of the five large tables")
     made.add_argument("--architecture", default="alimama_1_c", metavar="NAME")
     made.add_argument("--precision", choices=("32", "bf16"), default="32")
     made.add_argument("--compile", nargs="?", const="default", metavar="MODE", help="torch.compile, with this mode")

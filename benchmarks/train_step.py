@@ -51,7 +51,19 @@ from ameir_merlin.train.objectives.click import click_loss
 from ameir_merlin.train.objectives.linear_softmax import linear_cross_entropy
 from ameir_merlin.train.optimizer import adam
 from ameir_merlin.train.precision import Precision, in_precision
-from benchmarks.shapes import WINDOW, alimama, beauty, made_up, median, parser, peak_memory, profiled, report, worked
+from benchmarks.shapes import (
+    WINDOW,
+    alimama,
+    at_least,
+    beauty,
+    made_up,
+    median,
+    parser,
+    peak_memory,
+    profiled,
+    report,
+    worked,
+)
 
 
 @dataclass
@@ -238,9 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Both scenarios."""
     made = parser("train_step", __doc__)
     made.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
-    made.add_argument("--steps", type=int, default=15, help="updates that are timed")
-    made.add_argument("--warm", type=int, default=3, help="updates before them")
-    made.add_argument("--values", type=int, default=50_000, help="rows of the five large tables of Alimama's shapes")
+    made.add_argument("--steps", type=at_least(1), default=15, help="updates that are timed")
+    made.add_argument("--warm", type=at_least(0), default=3, help="updates before them")
+    made.add_argument(
+        "--values", type=at_least(1), default=50_000, help="rows of the five large tables of Alimama's shapes"
+    )
     made.add_argument("--paths", choices=("apart", "together", "graph"), default="apart", help="as search.paths")
     made.add_argument("--precision", choices=("32", "bf16"), default="32", help="as search.precision")
     made.add_argument("--profile", type=Path, metavar="FILE", help="a shared update's operations: NAME-FILE")

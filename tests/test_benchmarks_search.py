@@ -93,6 +93,27 @@ def test_an_update_has_the_gradients_of_one_path_after_the_other(tmp_path: Path,
         assert row["peak_gb"] > 0.05
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "value", "least"),
+    [
+        (throughput, "--warm", "0", 1),
+        (throughput, "--turns", "0", 1),
+        (throughput, "--sizes", "0", 1),
+        (train_step, "--steps", "0", 1),
+        (train_step, "--warm", "-1", 0),
+        (score_candidates, "--repeats", "0", 1),
+        (score_candidates, "--plain", "0", 1),
+        (search_cost, "--candidates", "0", 1),
+        (large_tables, "--steps", "0", 1),
+    ],
+)
+def test_counts_that_leave_nothing_to_measure_are_refused(command, option, value, least, capsys):
+    with pytest.raises(SystemExit) as end:
+        command.main(["--device", "cpu", option, value])
+    assert end.value.code == 2
+    assert f"argument {option}: {value}: expected at least {least}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("options", "least", "most"), [((), 0, 0), (("--precision", "bf16"), 1e-6, 0.1)])
 def test_throughput_is_of_the_paper_s_found_model_and_three_rivals(options, least, most, tmp_path: Path, capsys):
     file = tmp_path / "all.json"
