@@ -429,7 +429,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--env", type=Path, metavar="DIR", help="of the libraries' environments; by default OUT")
     made.add_argument("--models", nargs="+", metavar="NAME", help="by default all of the kinds")
     seed_options(made, repeats=1)
-    made.add_argument("--epochs", type=int, default=100, metavar="N", help="passes at most, of both")
+    made.add_argument(
+        "--epochs",
+        type=int,
+        default=100,
+        metavar="N",
+        help="passes at most, of both; not of our BERT4Rec, whose passes are its own",
+    )
     made.add_argument("--own-sizes", action="store_true", help="the other libraries' models in sizes of their own")
     json_option(made)
     return made

@@ -2,9 +2,10 @@
 
     python -m benchmarks.table5 runs/movielens/data --repeats 4
 
-One search a seed gives all rows their interactions (Step 2) and the last one its MLP (Step 3). Every row is then
-trained from its own initialisation, so that rows differ in the backbone alone. Rows are kept in
---out as they are finished. The last line of standard output is JSON.
+One search a seed gives all rows their interactions (Step 2) and the last one its MLP (Step 3), the first by one-shot
+score: Table 3's AMEIR-C is the best of all finalists after their retraining, and may be another. Every row is then
+trained from its own initialisation, so that rows differ in the backbone alone. Rows are kept in --out as they are
+finished. The last line of standard output is JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from benchmarks.tables import Bench, Figures, Row, Table, baseline, main, traine
 
 
 def found(bench: Bench, seed: int) -> Architecture:
-    """What AMEIR-C found; searched once a seed."""
+    """What AMEIR-C found, the first of its finalists by one-shot score; searched once a seed."""
     problem = bench.problem(seed, "table5", "C")
     path = problem.folder / "architecture.json"
     if not path.exists():

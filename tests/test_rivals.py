@@ -357,6 +357,15 @@ def test_the_libraries_own_sizes_are_left_alone():
     assert (same["learning_rate"], bench.config.train.learning_rate) == (0.001, 0.002)
 
 
+def test_the_passes_that_are_asked_for_are_those_of_all_but_one():
+    changed = []
+    for kind in rivals.KINDS.values():
+        bench = Bench(ITEMS, {}, load_config(WORKFLOWS / kind.config, ["train.epochs=2", *kind.settings]), Path("."))
+        changed += [name for name in kind.models if bench.training(name).epochs != 2]
+    assert changed == ["bert4rec"]
+    assert "not of our BERT4Rec" in " ".join(rivals.parser().format_help().split())
+
+
 def test_each_row_is_a_model_of_its_kind_and_sizes_are_of_its_configuration():
     for kind, task in (("clicks", "click"), ("histories", "click"), ("items", "retrieval")):
         for name, rival in rivals.KINDS[kind].models.items():
