@@ -252,7 +252,6 @@ def test_last_items_do_not_reach_training(tmp_path):
 
 def test_popular_negatives_are_popular():
     sequences = [np.array([0, 1, 2, 3, 4, 5, 100 + n, 200 + n]) for n in range(30)] + [np.arange(300, 420)]
-    counts = {}
     for how in ("uniform", "popularity"):
         drawn = draw_negatives(sequences, 20, how, 1)
         assert (drawn == draw_negatives(sequences, 20, how, 1)).all()
@@ -260,8 +259,14 @@ def test_popular_negatives_are_popular():
         assert all(
             len(set(r)) == 20 and not set(r) & set(s.tolist()) for r, s in zip(drawn.tolist(), sequences, strict=True)
         )
-        counts[how] = sum(i < 6 for i in drawn[-1])
-    assert counts["popularity"] == 6  # all that are popular, for the one user without them
+
+    def popular(how, seed):
+        """How many of the six that all others had are drawn for the one user without them."""
+        return sum(i < 6 for i in draw_negatives(sequences, 20, how, seed)[-1])
+
+    assert popular("popularity", 1) == 6
+    # Of the 66 that this user may get each is as likely.
+    assert np.mean([popular("uniform", seed) for seed in range(60)]) == pytest.approx(20 * 6 / 66, abs=0.5)
 
 
 @pytest.mark.parametrize(
