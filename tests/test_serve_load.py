@@ -3,20 +3,24 @@
 The same checks as `benchmarks.load`, with smaller counts.
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
 import signal
 import time
+from http.client import HTTPConnection
 from types import SimpleNamespace
 
 import pytest
 from serve_fixtures import CLICK, click_model, click_rows, click_schema, offline, write_preprocess
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.serve import manifest
 from ameir_merlin.serve.client import Client
-from ameir_merlin.serve.control import Repository, python_processes
+from ameir_merlin.serve.control import KEY, Repository, python_processes
 from ameir_merlin.serve.repository import export
 from ameir_merlin.serve.rows import as_table, encode
 from ameir_merlin.serve.settings import ExportSettings
@@ -147,9 +151,48 @@ def test_a_server_is_found_by_its_folder_alone_by_its_owner(world, tmp_path, mon
         server_of(folder / "live")
 
 
-def test_the_repository_api_is_closed_to_others(world):
+CLOSED = {
+    "model repository": ("POST", "repository/index"),
+    "shared memory": ("GET", "systemsharedmemory/status"),
+    "shared memory of a GPU": ("GET", "cudasharedmemory/status"),
+    "logging": ("GET", "logging"),
+    "tracing": ("GET", "trace/setting"),
+}
+
+
+@pytest.mark.parametrize("api", CLOSED)
+@pytest.mark.parametrize("key", [{}, {KEY: "guess"}], ids=["no key", "wrong key"])
+def test_over_http_what_changes_the_server_is_closed_to_others(world, api, key):
     server, *_ = world
-    with pytest.raises(UserError, match=r"restricted|key"):
+    method, path = CLOSED[api]
+    with contextlib.closing(HTTPConnection(server.http, timeout=30)) as connection:
+        connection.request(method, f"/v2/{path}", "{}" if method == "POST" else None, key)
+        response = connection.getresponse()
+        told = response.read().decode()
+    assert response.status == 403
+    assert "restricted" in told
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "get_model_repository_index",
+        "get_system_shared_memory_status",
+        "get_cuda_shared_memory_status",
+        "get_log_settings",
+        "get_trace_settings",
+    ],
+)
+@pytest.mark.parametrize("key", [None, {KEY: "guess"}], ids=["no key", "wrong key"])
+def test_over_grpc_what_changes_the_server_is_closed_to_others(world, call, key):
+    server, *_ = world
+    with InferenceServerClient(server.grpc) as client, pytest.raises(InferenceServerException, match="restricted"):
+        getattr(client, call)(headers=key)
+
+
+def test_a_guessed_key_unloads_nothing(world):
+    server, *_ = world
+    with pytest.raises(UserError, match=r"ameir: cannot unload: .*restricted"):
         Repository(server.http, "guess").unload("ameir")
 
 
