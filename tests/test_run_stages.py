@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -20,9 +21,13 @@ import torch
 from forked_command import commands
 from safetensors.torch import load_file
 from test_bad_input import halved, refused, write, zeroed
+from typer.testing import CliRunner
 
+from ameir_merlin.cli import _exported_by, app
 from ameir_merlin.config import load_config
+from ameir_merlin.data.generate import GENERATORS
 from ameir_merlin.run import STAGES, Run
+from ameir_merlin.space import Architecture
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +160,97 @@ def test_an_automl_baseline_goes_on_after_a_kill(tiny, whole, monkeypatch):
         assert len(searched) == strengths
     assert 0 <= result["test"]["auc"] <= 1
     assert [p.name for p in (tiny / "automl" / "baselines" / "autofis").iterdir()] == ["metrics.json"]
+
+
+# The commands, each by itself ----------------------------------------------------------------------------------------
+
+
+def called(*arguments: str | Path) -> tuple[str, dict]:
+    """Standard output of the command, and its last line if that is JSON."""
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    last = done.stdout.splitlines()[-1]
+    return done.stdout, json.loads(last) if last.startswith("{") else {}
+
+
+@pytest.fixture
+def copied(tiny, whole, tmp_path) -> Path:
+    return shutil.copytree(tiny / "whole", tmp_path / "run")
+
+
+def test_trained_again_by_command_keeps_the_search(copied, whole):
+    result, _ = whole
+    files = [copied / name for name in ("stages/search.json", "search/behaviour.json", "search/interaction.json")]
+    searched = [file.stat().st_mtime_ns for file in files]
+    text, _ = called("train", copied)
+    assert len(list((copied / "stages").iterdir())) == len(STAGES), "it was finished"
+    again, _ = called("train", copied, "--again")
+    assert again == text == Architecture.load(copied / "architecture.json").describe() + "\n"
+    assert {file.stem for file in (copied / "stages").iterdir()} == {"prepare", "search", "train"}
+    assert [file.stat().st_mtime_ns for file in files] == searched
+    assert not (copied / "evaluation.json").exists()
+    assert not (copied / "triton").exists()
+    text, last = called("evaluate", copied)
+    assert "found" in text
+    assert last["figures"] == pytest.approx(result["splits"]["test"], abs=1e-3)
+
+
+def test_checked_again_by_command(copied):
+    _, last = called("check", copied, "--again")
+    assert last["command"] == "check"
+    assert 0 <= last["figures"]["triton_max_diff"] <= 1e-5
+    assert {file.stem for file in (copied / "stages").iterdir()} == {*STAGES} - {"report"}
+
+
+def test_a_baseline_by_command_prepares_its_data(tiny, whole, tmp_path):
+    result, _ = whole
+    out = ["--data", tiny / "raw", "--out", tmp_path / "run"]
+    text, last = called("baseline", "dnn", tiny / "tiny.toml", *out)
+    assert "dnn" in text
+    assert last == {"command": "baseline", "figures": pytest.approx(result["baselines"]["dnn"][1], abs=1e-3)}
+    assert [file.stem for file in (tmp_path / "run" / "stages").iterdir()] == ["prepare"]
+    assert not (tmp_path / "run" / "search").exists()
+
+
+def test_the_model_of_a_run_is_served_and_not_swapped(tiny, whole):
+    run = tiny / "whole"
+    assert _exported_by(run) == run / "triton"
+    for live in (run, run / "triton"):
+        done = CliRunner().invoke(app, ["swap", str(live), str(run / "triton")])
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"error: {live}: a run keeps the model that it found; serve and swap a folder")
+
+
+# The demonstration ---------------------------------------------------------------------------------------------------
+
+
+def test_a_demo_from_nothing_to_its_last_line(tiny, tmp_path, monkeypatch):
+    """As `make demo`, with fewer users and a smaller search."""
+    make = GENERATORS["alimama"]
+
+    @functools.wraps(make)  # the sizes of a generator are read from its signature
+    def few(folder, **sizes):
+        return make(folder, users=60, impressions=1500, **sizes)
+
+    monkeypatch.setitem(GENERATORS, "alimama", few)
+    out = tmp_path / "demo"
+    given = ["--config", tiny / "tiny.toml", "--set", "train.epochs=1", "--set", "search.candidates=2"]
+    text, last = called("demo", "--out", out, *given)
+    metrics = json.loads((out / "metrics.json").read_text())
+    figures = last["figures"]
+    assert last["command"] == "demo"
+    for name in ("auc", "logloss"):
+        assert figures[name] == metrics["splits"]["test"][name]
+    assert (
+        figures["auc_dnn"] == metrics["baselines"]["dnn"]["test"]["auc"] != metrics["baselines"]["dnn"]["valid"]["auc"]
+    )
+    for name in ("planted_recall", "triton_max_diff", "peak_rss_gb"):
+        assert figures[name] == metrics[name]
+    assert sum(metrics["seconds"].values()) <= figures["seconds"] + 0.1
+    assert len(figures) == 7
+    assert {p.name for p in tmp_path.iterdir()} == {"demo", "demo-data"}
+    assert "found architecture" in text
+    assert (out / "report.html").is_file()
 
 
 # What is there once a part of a run has begun, and the last one ended.
