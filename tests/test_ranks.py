@@ -22,12 +22,14 @@ from test_search_resume import scores
 from test_tables import write_split
 
 from ameir_merlin.config import load_config
+from ameir_merlin.errors import UserError
 from ameir_merlin.files import write_json
 from ameir_merlin.models import store
 from ameir_merlin.progress import Silent
 from ameir_merlin.ranks import ONE
-from ameir_merlin.run import Run
+from ameir_merlin.run import Run, run_seeds
 from ameir_merlin.run.folder import RunFolder
+from ameir_merlin.run.launch import _launch, launch
 from ameir_merlin.run.stages import STAGES
 
 LIMIT = 90  # seconds that any process here may take
@@ -182,6 +184,39 @@ def test_torchrun_killed_midway_and_started_again(tmp_path):
     rows = rows_of(SCHEMA, 50)
     one, other = (scores(store.load(tmp_path / place), rows) for place in ("alone", "run"))
     assert max(differences(one, other))[0] < 1e-5
+
+
+@pytest.fixture
+def among_two(monkeypatch):
+    """What torchrun tells the first of two processes on one machine that has one GPU."""
+    told = {"TORCHELASTIC_RUN_ID": "any", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    _launch.cache_clear()
+    yield
+    _launch.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:0", "device 'cuda:0': expected cpu or cuda; each of several processes takes a GPU of its own"),
+        ("cuda", "--nproc-per-node 2: torch sees 1 GPUs here; take fewer processes or --device cpu"),
+        ("", "--nproc-per-node 2: torch sees 1 GPUs here; take fewer processes or --device cpu"),
+    ],
+)
+def test_each_of_several_processes_needs_a_gpu_of_its_own(device, message, among_two):
+    with pytest.raises(UserError, match=message):
+        launch(device)
+
+
+def test_seeds_side_by_side_are_refused_under_torchrun(among_two, tmp_path):
+    config = load_config(write(tmp_path / "config"))
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(UserError, match="--jobs: starts processes of its own, expected no torchrun around it"):
+        run_seeds(config, tmp_path / "raw", tmp_path / "runs", 2, jobs=2, device="cpu")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_commands_that_are_one_process_say_so(tmp_path):
