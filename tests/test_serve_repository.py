@@ -23,6 +23,7 @@ from serve_fixtures import (
     SHOPS,
     Bomb,
     Reference,
+    T,
     batch_of,
     click_model,
     click_rows,
@@ -209,6 +210,24 @@ def test_formats_for_other_backends(folder, tmp_path):
     to = export(click_model(), folder / "clicks", click_schema(), tmp_path / "tensorrt", settings)
     accelerators = configurations(to)["ameir_model"].optimization.execution_accelerators
     assert [a.name for a in accelerators.gpu_execution_accelerator] == ["tensorrt"]
+
+
+def test_copies_threads_and_history_are_as_the_settings_say(folder, tmp_path):
+    def exported(name, **keys):
+        to = export(retrieval_model(), folder / "items", retrieval_schema(), tmp_path / name, ExportSettings(**keys))
+        told = {step: json.loads((to / f"ameir_{step}/1/step.json").read_text()) for step in ("model", "top_k")}
+        copies = {step: config.instance_group[0].count for step, config in configurations(to).items() if "_" in step}
+        return told, copies
+
+    keys = {"exclude_history": False, "preprocess_instances": 2, "threads": 3, "warm_up": ()}
+    told, copies = exported("changed", **keys)
+    assert told["top_k"]["seen"] == [0, 0]
+    assert told["model"]["threads"] == 3
+    assert copies == {"ameir_preprocess": 2, "ameir_model": 1, "ameir_top_k": 2}
+    told, copies = exported("usual", instances=4, warm_up=())
+    assert told["top_k"]["seen"] == [0, T]
+    assert told["model"]["threads"] == 1
+    assert copies == {"ameir_preprocess": 1, "ameir_model": 4, "ameir_top_k": 1}
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="there is CUDA")
