@@ -127,6 +127,7 @@ def test_a_run_searches_the_whole_space_at_once_where_asked(tiny, whole):
     folder = tiny / "at_once"
     record = json.loads((folder / "search" / "whole.json").read_text())
     assert len(record["trials"]) == 3 * config.search.candidates
+    assert len(record["history"]) == config.search.epochs_behaviour + config.search.epochs_mlp
     assert not (folder / "search" / "behaviour.json").exists()
     assert len(record["finalists"]) == len(record["retrained"]) == config.search.top
     model = json.loads((folder / "architecture.json").read_text())

@@ -80,6 +80,10 @@ def test_every_strategy_ends_with_finalists_that_can_be_trained(name, schema, tm
     problem.space.validate(model.architecture)
 
 
+def test_methods_that_train_architectures_alone_train_300_of_them():
+    assert StrategySettings().trials == 300
+
+
 def test_the_one_shot_search_scores_three_times_what_a_step_of_ours_does(tmp_path: Path):
     problem = problem_in(tmp_path, SCHEMA, epochs_further=0)
     STRATEGIES["oneshot"](problem, Budget(), replace(TINY, candidates=0))
