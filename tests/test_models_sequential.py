@@ -310,18 +310,38 @@ def test_bert4rec_against_loops():
         assert_close(query[row], expected, rtol=1e-4, atol=1e-5)
 
 
+def slow_hstu(layer, x, real):
+    """One row `[T, d]` through a layer of two heads of two units; `real` says which positions may be looked at."""
+    u, v, q, k = F.silu(layer.into(layer.norm_input(x))).chunk(4, 1)
+    out = []
+    for t in range(len(x)):
+        mixed = torch.zeros(4)
+        for head, units in enumerate((slice(0, 2), slice(2, 4))):
+            for s in range(t + 1):
+                if real[s]:
+                    score = q[t, units] @ k[s, units] + layer.bias[head, t - s]
+                    mixed[units] += F.silu(score) / len(x) * v[s, units]
+        out.append(x[t] + layer.out(layer.norm_mixed(mixed) * u[t]))
+    return torch.stack(out)
+
+
 def test_hstu_layer_against_loops():
     layer = random_parameters(HSTULayer(4, 2, length=5, dropout=0.0)).eval()
     x = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(1))
     mask = torch.tensor([[False, True, True]])
     seen = (mask.unsqueeze(1) & torch.ones(3, 3, dtype=torch.bool).tril()).unsqueeze(1) / 3
-    got = layer(x, seen)[0]
-    u, v, q, k = F.silu(layer.into(layer.norm_input(x[0]))).chunk(4, 1)
-    for t in range(3):
-        mixed = torch.zeros(4)
-        for head, units in enumerate((slice(0, 2), slice(2, 4))):
-            for s in range(t + 1):
-                if mask[0, s]:
-                    score = q[t, units] @ k[s, units] + layer.bias[head, t - s]
-                    mixed[units] += F.silu(score) / 3 * v[s, units]
-        assert_close(got[t], x[0, t] + layer.out(layer.norm_mixed(mixed) * u[t]), rtol=1e-4, atol=1e-5)
+    assert_close(layer(x, seen)[0], slow_hstu(layer, x[0], mask[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_hstu_against_loops():
+    """The look-up with its factor, what a position may see, the layers one after the other, the last norm."""
+    model = random_parameters(build("hstu", ITEMS, {"dim": 4, "heads": 2}), seed=2).eval()
+    assert len(model.layers) == 2
+    batch = random_batch(ITEMS)
+    everywhere = model.every_position(batch).query
+    for ids, mask, query, last in zip(batch.history["history_item"], batch.mask, everywhere, model(batch).query):
+        hidden = torch.stack([2 * model.items.table[i] if i else torch.zeros(4) for i in ids.tolist()])
+        for layer in model.layers:
+            hidden = slow_hstu(layer, hidden, mask)
+        assert_close(query[mask], model.norm(hidden)[mask], rtol=1e-4, atol=1e-5)
+        assert_close(last, model.norm(hidden[-1]), rtol=1e-4, atol=1e-5)
