@@ -32,6 +32,7 @@ def workspace(tmp_path: Path) -> Workspace:
     """A run whose prepared data are a few random rows, with a found architecture."""
     (tmp_path / "raw").mkdir()
     over = ["train.epochs=1", "train.batch_size=32", "model.embedding_dim=4", "train.learning_rate=0.001"]
+    over += ["baselines.options.dnn.dropout=0.25"]  # a tuned one comes before it
     config = load_config(write(tmp_path / "config"), over)
     run = RunFolder.create(tmp_path / "run", config, tmp_path / "raw", progress=Silent())
     FIELDS.save(run.data / "schema.json")
