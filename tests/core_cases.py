@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -116,6 +116,11 @@ def supernet_of(schema: FeatureSchema, choices: Choices, seed: int = 0, **change
     with torch_seed(seed):
         net = Supernet(schema, choices, settings(**changes)).double()
     return disturb(net, seed)
+
+
+def greatest(values: Iterable[float]) -> float:
+    """The greatest of `values`, and NaN if there is one: Python's own `max` keeps a NaN only where it comes first."""
+    return float(torch.tensor([*values], dtype=torch.float64).max())
 
 
 def close(one: Output, other: Output) -> None:

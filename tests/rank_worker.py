@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from core_cases import FIELDS, ITEMS, SCHEMA, MemoryRows, disturb, doubled, rows_of, settings, space_of
+from core_cases import FIELDS, ITEMS, SCHEMA, MemoryRows, disturb, doubled, greatest, rows_of, settings, space_of
 from model_cases import RETRIEVAL_SCHEMAS, training_batch
 from test_search_resume import CASES, Interrupting, outcome, problem_of
 from torch import Tensor
@@ -50,7 +50,7 @@ LIMIT = datetime.timedelta(seconds=60)
 
 def largest(one: list[Tensor], other: list[Tensor]) -> float:
     assert len(one) == len(other) > 0
-    return max(float((a.double() - b.double()).abs().max()) for a, b in zip(one, other) if a.numel())
+    return greatest(float((a.double() - b.double()).abs().max()) for a, b in zip(one, other) if a.numel())
 
 
 def update(
@@ -191,7 +191,7 @@ def trainings(ranks: Ranks) -> dict[str, float]:
             made.append((model, history))
         (together, ours), (alone, theirs) = made
         found[f"{name}, weights"] = largest(*([*m.state_dict().values()] for m in (together, alone)))
-        found[f"{name}, history"] = max(abs(a[k] - b[k]) for a, b in zip(ours, theirs) for k in a)
+        found[f"{name}, history"] = greatest(abs(a[k] - b[k]) for a, b in zip(ours, theirs) for k in a)
         assert len(ours) == len(theirs) == 3
         assert evaluate(together, valid, batch_size=9, ranks=ranks) == evaluate(together, valid, batch_size=9)
         assert evaluate(together, valid, ranks=ranks) == evaluate(together, valid)  # one batch, one rank without any
@@ -221,7 +221,7 @@ def pieces(ranks: Ranks) -> dict[str, dict[str, float]]:
     """For each part of the work, the largest differences that any rank saw."""
     found = {part.__name__: part(ranks) for part in (words, stepwise, mixed, scores, trainings)}
     both = ranks.gather(found)
-    return {part: {name: max(b[part][name] for b in both) for name in names} for part, names in found.items()}
+    return {part: {name: greatest(b[part][name] for b in both) for name in names} for part, names in found.items()}
 
 
 class Killing(Interrupting):
