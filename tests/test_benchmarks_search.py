@@ -153,7 +153,7 @@ def test_a_graph_without_a_gpu_is_one_line(capsys):
     assert "search.paths: 'graph' works on one GPU" in capsys.readouterr().err
 
 
-def test_large_tables_take_less_time_and_memory_row_by_row(capsys):
+def test_large_tables_take_less_memory_row_by_row(capsys):
     found = figures(large_tables.main, capsys)
     assert 2_999_000 < found["features"] < 3_010_000
     assert found["row_adam_peak_gb"] + 0.08 < found["adam_peak_gb"]  # gradient and moments, 60 MB each

@@ -174,7 +174,6 @@ def test_text_is_escaped(tmp_path):
     text = render(folder)
     page = Page(text)
     assert "script" not in page.tags
-    assert not {"i", "u", "b"} & {t for t in page.tags if t in text and f"<{t}>alert" in text}
     assert "<script>alert" not in text
     assert "<u>dnn" not in text
     assert "<b>table" not in text
