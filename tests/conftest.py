@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-FLOOR = 1400  # tests of a whole run; raise it as they grow, lower it only with the tests that you take away
+FLOOR = 2600  # tests of a whole run; raise it as they grow, lower it only with the tests that you take away
 OPTIONAL = {"test_data_real.py"}  # there are none of these where the public data sets do not lie
 
 
