@@ -33,6 +33,10 @@ MLP = (MLPLayer(11), MLPLayer(6))
 SCHEMA, FIELDS, ITEMS = CLICKS["full"], CLICKS["fields"], RETRIEVALS["items"]
 
 
+class Killed(Exception):
+    """Ends a piece of work in its middle."""
+
+
 class MemoryRows:
     """A `BatchSource` over one batch that holds all rows."""
 
@@ -112,7 +116,9 @@ def largest(difference: Tensor) -> float:
 
 
 def supernet_of(schema: FeatureSchema, choices: Choices, seed: int = 0, **changes: object) -> Supernet:
-    """A one-shot model in float64 with random weights everywhere."""
+    """A one-shot model with random weights everywhere, in float64: rows with equal answers stay equal, whatever the
+    order of additions.
+    """
     with torch_seed(seed):
         net = Supernet(schema, choices, settings(**changes)).double()
     return disturb(net, seed)

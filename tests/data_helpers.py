@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ameir_merlin.data.dataset import SPLITS, Dataset, Raw, Split
+from ameir_merlin.data.dataset import SPLITS, Dataset, Raw, Split, load_definition
 from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
 
 Rows = dict[str, list]
@@ -128,6 +128,11 @@ def reference_history(elements: list[list[int]], length: int, width: int) -> lis
     kept = elements[-length:] or [[1] + [0] * (width - 1)]
     flat = [i for element in kept for i in element]
     return [0] * (length * width - len(flat)) + flat
+
+
+def definition(name: str, **options) -> Dataset:
+    """The definition workflows/NAME.py with its options."""
+    return load_definition(Path(__file__).parent.parent / "workflows" / f"{name}.py", options)
 
 
 def joined(lists) -> list:

@@ -50,7 +50,3 @@ def known_scores(seed: int, choices: Choices = CHOICES) -> dict[Architecture, fl
         raw[as_set(a)] = sum(parts) + 0.05 * rng.random()
     low, high = min(raw.values()), max(raw.values())
     return {a: (score - low) / (high - low) for a, score in raw.items()}
-
-
-class Killed(Exception):
-    """Ends a search in its middle."""

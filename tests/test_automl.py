@@ -11,8 +11,9 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
-from core_cases import CLICKS, FIELDS, SCHEMA, MemoryRows, disturb, doubled, rows_of
+from core_cases import CLICKS, FIELDS, SCHEMA, Killed, MemoryRows, disturb, doubled, rows_of
 from model_cases import random_batch
+from objective_cases import sigmoid
 from scipy.stats import chisquare
 from slow_models import first_order, inputs, linear, mlp, numbers, random_model
 
@@ -149,10 +150,6 @@ def combinations_of(feature, columns):
     return list(zip(*(columns[name].tolist() for name in feature)))
 
 
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
-
-
 def test_regression_on_crosses_against_loops():
     """Of more rows than a block of 1,024."""
     features = [("a",), ("b",), ("c",), ("a", "b"), ("a", "b", "c")]
@@ -216,10 +213,6 @@ def test_successive_halving_against_loops(monkeypatch, fields, rows, block, span
 
 TRAIN = TrainSettings(epochs=16, batch_size=256, learning_rate=5e-3)
 OPTIONS = {"dim": 4, "hidden": (8,), "dropout": 0.0}
-
-
-class Killed(Exception):
-    pass
 
 
 class Killing(Silent):

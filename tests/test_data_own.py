@@ -11,20 +11,16 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from data_helpers import write_csv
+from data_helpers import definition, write_csv
 
 from ameir_merlin.config import load_config
-from ameir_merlin.data.dataset import SPLITS, load_definition
+from ameir_merlin.data.dataset import SPLITS
 from ameir_merlin.data.generate import generate
 from ameir_merlin.data.prepare import prepare
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import FeatureSchema
 
 WORKFLOWS = Path(__file__).parent.parent / "workflows"
-
-
-def definition(name, **options):
-    return load_definition(WORKFLOWS / f"{name}.py", options)
 
 
 def read(dataset, folder) -> tuple[dict[str, list[dict]], dict]:

@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_helpers import joined, prepared, reference_history, reference_id, vocabulary
+from data_helpers import definition, joined, prepared, reference_history, reference_id, vocabulary
 
-from ameir_merlin.data.dataset import load_definition
 from ameir_merlin.data.generate import generate
 from ameir_merlin.data.generate.alimama import PAIRS, TRIPLE
 from ameir_merlin.data.parquet import ResidentData
@@ -21,12 +20,6 @@ from ameir_merlin.data.sequences import Sequences, draw_negatives, train_rows, w
 from ameir_merlin.errors import UserError
 from ameir_merlin.progress import Silent
 from ameir_merlin.schema import FeatureSchema
-
-WORKFLOWS = Path(__file__).parent.parent / "workflows"
-
-
-def definition(name, **options):
-    return load_definition(WORKFLOWS / f"{name}.py", options)
 
 
 def read(dataset, folder) -> dict[str, dict]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from core_cases import ITEMS, LENGTH, SCHEMA, settings
 from model_cases import random_batch, random_parameters
+from objective_cases import generator
 from test_search_resume import problem_of, without_seconds
 from torch import Tensor
 from torch.testing import assert_close
@@ -45,10 +46,6 @@ def net(architecture: Architecture, schema=ITEMS, seed: int = 0) -> Ameir:
 
 def windows(rows: int = 6):
     return random_batch(ITEMS, rows, 3, length=LENGTH + 5)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from model_cases import CLICK_SCHEMAS, random_batch, random_parameters
+from objective_cases import sigmoid
 from torch.testing import assert_close
 
 from ameir_merlin.errors import UserError
@@ -60,10 +61,6 @@ def test_din_sums_behaviours_weighted_by_the_activation_unit():
                 weight = unit.score(unit.activation(unit.hidden(together[None])))[0]
                 flat[row, 15:21] += weight * h
     assert_close(model(batch).logits, model.head(model.mlp(flat))[:, 0], rtol=1e-4, atol=1e-6)
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
 
 
 def test_augru_of_hand_set_weights():

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_run
 import torch
+from core_cases import Killed
 from forked_command import commands
 from safetensors.torch import load_file
 from test_bad_input import halved, refused, write, zeroed
@@ -140,9 +141,6 @@ def test_a_run_searches_the_whole_space_at_once_where_asked(tiny, whole):
 def test_an_automl_baseline_goes_on_after_a_kill(tiny, whole, monkeypatch):
     """Killed once its search is done, it is trained without another search, and leaves its metrics alone behind."""
     from ameir_merlin.search.automl import autofis, found
-
-    class Killed(Exception):
-        pass
 
     def kill(*args, **more):
         raise Killed

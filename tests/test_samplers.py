@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from core_cases import SCHEMA, disturb, space_of, torch_seed
-from strategy_cases import CHOICES, Killed, architectures, as_set, known_scores
+from core_cases import SCHEMA, Killed, disturb, space_of, torch_seed
+from strategy_cases import CHOICES, architectures, as_set, known_scores
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.search.account import Budget

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from core_cases import CLICKS, FIELDS, ITEMS, LENGTH, SCHEMA, rows_of, settings
+from core_cases import CLICKS, FIELDS, ITEMS, LENGTH, SCHEMA, Killed, rows_of, settings
 
 from ameir_merlin.batch import BatchSource
 from ameir_merlin.errors import UserError
@@ -34,10 +34,6 @@ from ameir_merlin.train.loop import fit, seeded
 from ameir_merlin.train.settings import TrainSettings
 
 
-class Interrupted(Exception):
-    pass
-
-
 class Interrupting:
     """Progress that stops the work: when task number `task` opens, or once it has made `steps` steps."""
 
@@ -49,13 +45,13 @@ class Interrupting:
         self.opened += 1
         self.made = 0
         if self.opened - 1 == self.stop and not self.steps:
-            raise Interrupted(name)
+            raise Killed(name)
         yield self
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self.made += steps
         if self.opened - 1 == self.stop and self.steps and self.made >= self.steps:
-            raise Interrupted
+            raise Killed
 
     def say(self, line: str) -> None:
         pass
@@ -137,7 +133,7 @@ def test_interrupted_again_and_again_and_resumed(name, tmp_path):
             progress = Interrupting(attempt, steps=attempt % 2)
             taken_up = outcome(problem_of(*CASES[name], tmp_path / "parts", progress))
             break
-        except Interrupted:
+        except Killed:
             continue
     assert attempt >= 4
     assert taken_up == whole
@@ -149,7 +145,7 @@ def test_interrupted_once_at_each_task_of_the_whole_search(tmp_path):
     assert progress.opened >= 15
     for task in range(progress.opened):
         folder = tmp_path / f"{task}"
-        with pytest.raises(Interrupted):
+        with pytest.raises(Killed):
             outcome(problem_of(*CASES["C"], folder, Interrupting(task, steps=task % 2)))
         assert outcome(problem_of(*CASES["C"], folder)) == whole, f"task {task}"
 

@@ -15,11 +15,11 @@ from core_cases import (
     RETRIEVALS,
     SCHEMA,
     MemoryRows,
-    disturb,
     doubled,
     rows_of,
     settings,
     space_of,
+    supernet_of,
     torch_seed,
 )
 from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
@@ -42,12 +42,6 @@ class Counted:
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self.steps += steps
-
-
-def supernet_of(schema, choices, seed: int = 0, **changes) -> Supernet:
-    """In double precision: rows with equal answers then stay equal, whatever the order of additions."""
-    with torch_seed(seed):
-        return disturb(Supernet(schema, choices, settings(**changes)).double(), seed)
 
 
 def double_rows(schema, rows: int, seed: int = 0) -> MemoryRows:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from core_cases import FIELDS, ITEMS, SCHEMA, settings
-from test_search_resume import Interrupted, Interrupting, outcome, problem_of
+from core_cases import FIELDS, ITEMS, SCHEMA, Killed, settings
+from test_search_resume import Interrupting, outcome, problem_of
 from test_train_loop import SETTINGS, data, model_of
 
 from ameir_merlin.models.ameir import Ameir
@@ -63,7 +63,7 @@ def test_step_1_trains_the_backbone_alone_first_and_resumes_in_that(tmp_path):
     state = checkpoint.load(tmp_path / "whole" / "checkpoints" / "behaviour_warmup.pt")
     assert state["training"]["updates"] == 4  # two passes over 64 rows in batches of 32
     for task in (0, 1):  # in its first and its second pass
-        with pytest.raises(Interrupted):
+        with pytest.raises(Killed):
             outcome(problem_of(SCHEMA, "A", tmp_path / f"{task}", Interrupting(task, steps=1), epochs_warmup=2))
         assert outcome(problem_of(SCHEMA, "A", tmp_path / f"{task}", epochs_warmup=2)) == whole
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar, get_args, get_type_hints
 
 import pytest
-from core_cases import FIELDS, ITEMS, SCHEMA, rows_of, settings
-from strategy_cases import Killed, architectures, as_set
+from core_cases import FIELDS, ITEMS, SCHEMA, Killed, rows_of, settings
+from strategy_cases import architectures, as_set
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.models.supernet import Supernet

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from core_cases import ITEMS, SCHEMA
+from core_cases import ITEMS, SCHEMA, Killed
 from model_cases import random_batch
 
 from ameir_merlin.batch import Batch
@@ -125,10 +125,6 @@ def test_the_papers_figures_of_columns_stand_beside_ours_and_name_another_unit()
 
 
 # ------------------------------------------------------------------ rows
-
-
-class Killed(Exception):
-    pass
 
 
 class Watching(Silent):

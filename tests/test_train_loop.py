@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from core_cases import CLICKS, FIELDS, ITEMS, LENGTH, SCHEMA, MemoryRows, rows_of, settings, torch_seed
+from core_cases import CLICKS, FIELDS, ITEMS, LENGTH, SCHEMA, Killed, MemoryRows, rows_of, settings, torch_seed
 from model_cases import random_batch
 from torch import nn
 
@@ -43,10 +43,6 @@ def data(schema, seed: int = 1) -> MemoryRows:
     return rows_of(schema, 70, seed, LENGTH + 5 if retrieval and seed == 1 else None)
 
 
-class Interrupted(Exception):
-    pass
-
-
 class Stopping:
     """Progress that stops at task number `task`, before it or in its middle."""
 
@@ -57,12 +53,12 @@ class Stopping:
     def task(self, name: str, total: int | None = None):
         self.left -= 1
         if self.left < 0 and not self.inside:
-            raise Interrupted
+            raise Killed
         yield self
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         if self.left < 0:
-            raise Interrupted
+            raise Killed
 
     def say(self, line: str) -> None:
         pass
@@ -86,7 +82,7 @@ def test_interrupted_in_any_epoch_and_resumed(schema, tmp_path):
     for epoch in range(4):
         for inside in (False, True):
             path = tmp_path / f"{epoch}{inside}.pt"
-            with pytest.raises(Interrupted):
+            with pytest.raises(Killed):
                 trained(schema, path, Stopping(epoch, inside))
             assert path.exists() == (epoch > 0)
             other, result = trained(schema, path)
@@ -128,7 +124,7 @@ def test_averaged_weights_are_the_running_mean_of_those_of_each_update(monkeypat
 def test_averaging_goes_on_where_it_was(tmp_path):
     settings = replace(SETTINGS, average=1.5)
     model, whole = trained(SCHEMA, settings=settings)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Killed):
         trained(SCHEMA, tmp_path / "state.pt", Stopping(2, True), settings=settings)
     other, result = trained(SCHEMA, tmp_path / "state.pt", settings=settings)
     assert without_seconds(result) == without_seconds(whole)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from core_cases import FIELDS, ITEMS, SCHEMA
+from core_cases import FIELDS, ITEMS, SCHEMA, Killed
 from model_cases import random_batch
 from small_config import write
 from test_tables import write_split
@@ -77,10 +77,6 @@ def test_tpe_finds_the_best_of_a_known_table_within_80_of_96(workspace, monkeypa
     tuned = tune(workspace, "dnn", trials=80)
     assert tuned.values == {"train.learning_rate": 1e-4, "train.l2": 1e-5, "model.mlp_dropout": 0.3}
     assert tuned.score == pytest.approx(1.0)
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize("method", ["grid", "tpe"])
