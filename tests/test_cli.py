@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -32,14 +33,17 @@ def call(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
 
 
 def test_help_answers_in_under_a_second():
+    """Of a core's time: a machine that does much else answers later."""
+
     def seconds() -> float:
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = call("--help")
         assert done.returncode == 0
         assert "demo" in done.stdout
-        return time.perf_counter() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(3)) < 1.0
+    assert 0 < min(seconds() for _ in range(3)) < 1.0
 
 
 def test_help_and_import_load_nothing_heavy():
