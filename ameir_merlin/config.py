@@ -371,6 +371,8 @@ def _unbuildable(schema: FeatureSchema, parts: Mapping[str, Any]) -> list[str]:
                 build_baseline(name, few, parts["model"], parts["search"].hidden, settings.options.get(name, {}))
         except UserError as error:
             found.append(f"baselines.options.{name}: {error}")
+        except Exception as error:  # whatever a model meets in options that do not go together, or one of a user's own
+            found.append(f"baselines.options.{name}: {name} cannot be built with these ({error!r})")
     return found
 
 

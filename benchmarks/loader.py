@@ -30,6 +30,7 @@ from ameir_merlin.data.loader import MerlinData, dataset
 from ameir_merlin.data.parquet import StreamedData
 from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
 from benchmarks.result import json_option, tell
+from benchmarks.shapes import at_least
 
 SCALARS, LENGTH, IDS, GROUP, BATCH = 15, 50, 50_000, 32_768, 4_096
 TURNS = 3  # the best of each counts: the machine may have other work
@@ -128,7 +129,7 @@ def _stock_rows(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def main(argv: list[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4 * GROUP, help=f"of a pass, and compared ({4 * GROUP:,})")
+    parser.add_argument("--rows", type=at_least(1), default=4 * GROUP, help=f"of a pass, and compared ({4 * GROUP:,})")
     json_option(parser)
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")

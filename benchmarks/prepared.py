@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from ameir_merlin.config import load_config
@@ -16,25 +14,20 @@ from ameir_merlin.files import atomic_folder, is_complete, read_json, write_json
 from ameir_merlin.progress import Progress
 from benchmarks.tables import WORKFLOWS
 
-BEAUTY = ("beauty.txt", "beauty.txt.gz", "beauty_eval_neg100.npz")
-# kind -> configuration, generator, the publisher's file in the folder of real files ("" = none: always generated), and
-# all that are read in that file's folder
+# kind -> configuration, generator, the publisher's file in the folder of real files ("" = none: always generated)
 KINDS = {
-    "clicks": (
-        *("movielens.toml", "movielens", "ml-100k/ml-100k.inter"),
-        ("ml-100k.inter", "ml-100k.user", "ml-100k.item"),
-    ),
-    "items": ("beauty.toml", "beauty", "beauty.txt.gz", BEAUTY),
-    "demo": ("demo.toml", "alimama", "", ()),
+    "clicks": ("movielens.toml", "movielens", "ml-100k/ml-100k.inter"),
+    "items": ("beauty.toml", "beauty", "beauty.txt.gz"),
+    "demo": ("demo.toml", "alimama", ""),
 }
 
 
 def prepared(kind: str, data: Path, out: Path) -> tuple[Path, Path, str]:
     """A prepared data set of `kind` in `out`, made once: its folder, its configuration, its name.
 
-    data: the folder of real files. `UserError` if it has other ones than those that were prepared.
+    data: the folder of real files; `UserError` if others were prepared.
     """
-    settings, generator, wanted, files = KINDS[kind]
+    settings, generator, wanted = KINDS[kind]
     config = WORKFLOWS / settings
     name = load_config(config).name
     real = bool(wanted) and (data / wanted).is_file()
@@ -47,28 +40,23 @@ def prepared(kind: str, data: Path, out: Path) -> tuple[Path, Path, str]:
             with atomic_folder(raw) as temporary:
                 GENERATORS[generator](temporary)
     layout = ["data.options.source='reviews'"] if kind == "items" and not real else []  # what the generator writes
-    prepare_once(load_config(config, layout).dataset(), raw, folder, files if real else (), display())
+    dataset = load_config(config, layout).dataset()
+    if real:
+        prepare_once(dataset, raw, folder, display())
+    elif not is_complete(folder):
+        prepare(dataset, raw, folder, progress=display())
     return folder, config, name
 
 
-def prepare_once(dataset: Dataset, raw: Path, folder: Path, files: Sequence[str], progress: Progress) -> None:
-    """Prepare `raw` into `folder`, if that is not there yet; which files it is made of is noted beside it.
+def prepare_once(dataset: Dataset, raw: Path, folder: Path, progress: Progress) -> None:
+    """Prepare `raw` into `folder`, if that is not there yet; what it is made of is noted beside it.
 
-    files: those in `raw` that the data set reads, where they are there. `UserError` if they are others than those that
-    were prepared; where none of them is there any more, or they were not noted, `folder` is taken as it is.
+    `UserError` if that was another folder than `raw`: its rows would else be given out as those of `raw`.
     """
-    note, found = folder.with_name(f"{folder.name}.source.json"), {}
-    for name in files:
-        found[name] = hashlib.sha256((raw / name).read_bytes()).hexdigest() if (raw / name).is_file() else ""
-    if any(found.values()) and note.exists():
-        source = read_json(note, "folder", "sha256")
-        for name, told in found.items():
-            if source["sha256"].get(name, told) != told:
-                raise UserError(
-                    f"{raw}: its {name} is not the one that {folder} was made of, which was in {source['folder']}; "
-                    "name that folder, or choose a new --out"
-                )
-    if not is_complete(folder):
-        prepare(dataset, raw, folder, progress=progress)
-    if any(found.values()) and not note.exists():
-        write_json(note, {"folder": str(raw.resolve()), "sha256": found})
+    note, source = folder.with_name(f"{folder.name}.source.json"), str(raw.resolve())
+    if is_complete(folder):
+        if note.exists() and (made_of := read_json(note, "folder")["folder"]) != source:
+            raise UserError(f"{raw}: {folder} is made of {made_of}; name that folder, or choose a new --out")
+        return
+    prepare(dataset, raw, folder, progress=progress)
+    write_json(note, {"folder": source})

@@ -42,7 +42,7 @@ from ameir_merlin.seeds import derive as derive_seed
 from ameir_merlin.space import Architecture
 from ameir_merlin.train.evaluate import main_metric
 from ameir_merlin.train.loop import fit, seeded
-from benchmarks.shapes import parser, report
+from benchmarks.shapes import at_least, parser, report
 from benchmarks.tables import check_same, default_config, user_errors
 
 
@@ -166,10 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR", help="the publishers' files")
     made.add_argument("--movielens", type=Path, metavar="DIR", help="prepared MovieLens")
     made.add_argument("--demo", type=Path, metavar="DIR", help="the demo's prepared data")
-    made.add_argument("--candidates", type=int, default=30)
-    made.add_argument("--epochs", type=int, default=4, help="passes of each candidate's training alone")
-    made.add_argument("--one-shot-epochs", type=int, default=0, help="by default the configuration's")
-    made.add_argument("--rows", type=int, default=0, help="at most so many rows of each split; 0 = all")
+    made.add_argument("--candidates", type=at_least(1), default=30)
+    made.add_argument("--epochs", type=at_least(1), default=4, help="passes of each candidate's training alone")
+    made.add_argument("--one-shot-epochs", type=at_least(0), default=0, help="by default the configuration's")
+    made.add_argument("--rows", type=at_least(0), default=0, help="at most so many rows of each split; 0 = all")
     made.add_argument("--out", type=Path, default=Path("runs/rank_correlation"), metavar="DIR")
     given = made.parse_args(arguments)
     if given.quick:

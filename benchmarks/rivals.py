@@ -51,7 +51,7 @@ from ameir_merlin.models.baselines.dien import DIENConfig
 from ameir_merlin.models.build_baseline import baseline_options
 from ameir_merlin.progress import Progress, Task
 from benchmarks.page import several_commits, with_deviation
-from benchmarks.prepared import BEAUTY, prepare_once
+from benchmarks.prepared import prepare_once
 from benchmarks.result import json_option, tell
 from benchmarks.rivals_setup import DEEPCTR, RECBOLE, Library, call, library_files, library_python
 from benchmarks.tables import (
@@ -182,34 +182,22 @@ ITEMS: dict[str, Rival] = {
 class Kind:
     """A data set and its models.
 
-    config: ours. files: of the publisher, those that are read. settings: changes to the configuration. metrics: shown,
-    the first one ranks. history_fields: see `Bench.open`.
+    config: ours. settings: changes to it. metrics: shown, the first one ranks. history_fields: see `Bench.open`.
     """
 
     config: str
-    files: tuple[str, ...]
     settings: tuple[str, ...]
     metrics: tuple[str, ...]
     models: Mapping[str, Rival]
     history_fields: int | None
 
 
-_CLICKS = (
-    "movielens_random.toml",
-    ("ml100k_ctr.csv", "ml100k_ctr.csv.gz"),
-    (f"train.batch_size={CLICKS_BATCH}",),
-    ("auc", "logloss"),
-)
+_CLICKS = ("movielens_random.toml", (f"train.batch_size={CLICKS_BATCH}",), ("auc", "logloss"))
 KINDS = {
     "clicks": Kind(*_CLICKS, CLICKS, 0),
     "histories": Kind(*_CLICKS, HISTORIES, 1),
     "items": Kind(
-        "beauty.toml",
-        BEAUTY,
-        ("model.embedding_dim=64",),
-        ("ndcg5", "hr5", "hr10_full", "ndcg10_full"),
-        ITEMS,
-        None,
+        "beauty.toml", ("model.embedding_dim=64",), ("ndcg5", "hr5", "hr10_full", "ndcg10_full"), ITEMS, None
     ),
 }
 
@@ -392,7 +380,7 @@ def compare(
     changes = (f"train.epochs={given.epochs}", f"train.patience={PATIENCE}", *facts.settings)
     config = load_config(WORKFLOWS / facts.config, changes)
     dataset, prepared = config.dataset(), given.out / "data" / config.name
-    prepare_once(dataset, given.data, prepared, facts.files, progress)
+    prepare_once(dataset, given.data, prepared, progress)
     files = given.out / "data" / f"theirs-{config.name}"
     library_files(dataset, given.data, files)
     libraries = {facts.models[name].library for name in names}

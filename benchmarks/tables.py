@@ -7,7 +7,7 @@ unfinished step: the next cross of AutoCross, one of AutoFIS's three strengths (
 of AutoCTR.
 
 The column `seconds` is wall time of all that a row takes, search, training, validation and test, in all commands that
-worked on it.
+worked on it. A search that rows share counts in each of AMEIR-A, -B and -C, elsewhere in the row that made it.
 """
 
 from __future__ import annotations
@@ -330,7 +330,8 @@ def fingerprint(bench: Bench) -> dict[str, Any]:
         json.dumps(
             {
                 "budget": bench.budget,
-                "rows": None if bench.rows is None else {"count": bench.rows, "seed": config.seed},
+                "rows": bench.rows,
+                "rows_seed": None if bench.rows is None else config.seed,
                 "schema": bench.schema.to_json(),
                 "space": config.space,
                 **parts,
@@ -340,13 +341,13 @@ def fingerprint(bench: Bench) -> dict[str, Any]:
 
 
 def check_same(path: Path, value: dict[str, Any]) -> None:
-    """`UserError` if rows in this folder were made with other settings; else remember these."""
+    """`UserError` if rows in this folder were made with other settings, as far as these were noted; else note these."""
     if not path.exists():
         write_json(path, value)
         return
     before = read_json(path)
     for key in value:
-        if before.get(key) != value[key]:
+        if key in before and before[key] != value[key]:
             raise UserError(f"{path.parent}: its rows were made with another {key}; choose a new --out, or remove it")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,20 +14,19 @@ from ameir_merlin.schema import FeatureSchema
 from benchmarks.prepared import prepared
 
 
-def test_other_real_files_than_those_that_were_prepared_are_refused(tmp_path: Path, monkeypatch):
+def test_another_folder_than_that_which_was_prepared_is_refused(tmp_path: Path, monkeypatch):
     def prepare(dataset, raw: Path, out: Path, progress) -> None:
         with atomic_folder(out):
             pass
 
     monkeypatch.setattr("benchmarks.prepared.prepare", prepare)
     (tmp_path / "real" / "ml-100k").mkdir(parents=True)
-    for name in ("inter", "user", "item"):
-        (tmp_path / "real" / "ml-100k" / f"ml-100k.{name}").write_text(name)
+    (tmp_path / "real" / "ml-100k" / "ml-100k.inter").write_text("rows")
     prepared("clicks", tmp_path / "real", tmp_path / "out")
     assert prepared("clicks", tmp_path / "real", tmp_path / "out")[2] == "movielens"
-    (tmp_path / "real" / "ml-100k" / "ml-100k.item").write_text("others")
-    with pytest.raises(UserError, match=r"its ml-100k.item is not the one that .*movielens was made of"):
-        prepared("clicks", tmp_path / "real", tmp_path / "out")
+    shutil.copytree(tmp_path / "real", tmp_path / "other")
+    with pytest.raises(UserError, match=r"other/ml-100k: .*movielens is made of .*real/ml-100k; name that folder"):
+        prepared("clicks", tmp_path / "other", tmp_path / "out")
 
 
 @pytest.mark.parametrize(("kind", "task", "name"), [("clicks", "click", "movielens"), ("items", "retrieval", "beauty")])

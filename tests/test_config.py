@@ -114,6 +114,12 @@ def test_later_override_wins(folder):
         ("baselines.options.din.hidden=[8, 0]", r"model 'din': hidden is \(8, 0\), expected at least 1 each"),
         ("baselines.options.xdeepfm.cin=[1, 8]", r"xdeepfm: cin: layers of \[1, 8\] maps, expected .* at least 2"),
         ("baselines.options.xdeepfm.cin=[]", r"options\.xdeepfm: cin: layers of \[\] maps, expected one layer or more"),
+        (
+            "baselines.options.autofis.interactions=[['x', 'y']]",
+            r"autofis: autofis cannot be built with these \(KeyError",
+        ),
+        ("baselines.options.masknet.reduction=inf", r"masknet: .*reduction is inf, expected a number of at least 0"),
+        ("baselines.options.dien.auxiliary=-1", r"dien: .*auxiliary is -1, expected a number of at least 0"),
         ("baselines.options.finalmlp.heads=3", r"options\.finalmlp: .* cannot be divided among 3 heads"),
         ("baselines.train.din.epochs=0", r"baselines\.train\.din: epochs is 0"),
         ("train.metric='ndcg5'", r"train\.metric: 'ndcg5' is none of a data set for task 'click'"),
@@ -236,4 +242,4 @@ def test_wrong_values_for_next_items(override, message):
     workflow = Path(__file__).parents[1] / "workflows" / "beauty.toml"
     with pytest.raises(UserError, match=message):
         load_config(workflow, [override])
-    load_config(workflow, ["baselines.train.bert4rec.objective='masked'"])
+    load_config(workflow, ["baselines.train.bert4rec.objective='masked'", "baselines.options.sasrec.dropout=0"])

@@ -211,5 +211,5 @@ def test_dsin_needs_the_times_that_its_schema_has():
     batch.times = None
     with pytest.raises(UserError, match="dsin: the rows lack 'when', which sessions are cut by"):
         build("dsin", FULL).eval()(batch)
-    with pytest.raises(UserError, match="model 'dsin': gap is -1, expected at least 1"):
+    with pytest.raises(UserError, match="model 'dsin': gap is -1, expected at least 0"):
         build("dsin", FULL, {"gap": -1})

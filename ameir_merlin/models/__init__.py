@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from importlib import import_module
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ameir_merlin.errors import UserError
@@ -90,24 +91,32 @@ def build(name: str, schema: FeatureSchema, options: Mapping[str, Any] | None = 
 
 
 def check_options(name: str, configuration: Any) -> None:
-    """`UserError` for a value that no model can have: a size below 1 (0 where that is the default), and the like."""
+    """`UserError` for a value that no model can have: a size below 1, a share that is none, a name that there is not.
+
+    An option whose default is 0 may be 0; one that says so may be, too (`field(metadata={"least": 0})`). Defaults are
+    taken as they are.
+    """
     from ameir_merlin.nn.activation import ACTIVATIONS
 
-    def refuse(key: str, value: Any, expected: str) -> None:
-        raise UserError(f"model '{name}': {key} is {value!r}, expected {expected}")
+    def expect(key: str, value: Any, fits: bool, expected: str) -> None:
+        if not fits:
+            raise UserError(f"model '{name}': {key} is {value!r}, expected {expected}")
 
+    kinds, activations = get_type_hints(type(configuration)), (*ACTIVATIONS, "dice")
     for field in fields(configuration):
-        value = getattr(configuration, field.name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if field.name == "activation" and value not in (known := (*ACTIVATIONS, "dice")):
-            refuse(field.name, value, f"one of {', '.join(known)}")
-        if get_origin(kind := get_type_hints(type(configuration))[field.name]) is Literal and value not in get_args(
-            kind
-        ):
-            refuse(field.name, value, f"one of {', '.join(get_args(kind))}")
-        if "dropout" in field.name and not 0 <= value < 1:
-            refuse(field.name, value, "at least 0 and below 1")
-        for number in numbers:
-            least = 0 if isinstance(number, float) or field.default == 0 else 1
-            if type(number) in (int, float) and not number >= least:  # a truth value is an int to isinstance
-                refuse(field.name, value, f"at least {least}" + (" each" if isinstance(value, tuple) else ""))
+        key, value, kind = field.name, getattr(configuration, field.name), kinds[field.name]
+        least = field.metadata.get("least", 0 if field.default == 0 else 1)
+        if value == field.default:
+            continue
+        if get_origin(kind) is Literal:
+            expect(key, value, value in get_args(kind), f"one of {', '.join(map(str, get_args(kind)))}")
+        elif key == "activation" and field.default in activations:
+            expect(key, value, value in activations, f"one of {', '.join(activations)}")
+        elif kind is float and "dropout" in key:
+            expect(key, value, 0 <= value < 1, "at least 0 and below 1")
+        elif kind is float:
+            expect(key, value, 0 <= value < inf, "a number of at least 0")
+        elif kind is int:
+            expect(key, value, value >= least, f"at least {least}")
+        elif kind == tuple[int, ...]:
+            expect(key, value, all(number >= least for number in value), f"at least {least} each")

@@ -48,9 +48,10 @@ class SearchSettings:
     epochs_warmup: passes of the backbone alone, all blocks Zero, before Step 1's one-shot model. Beyond the paper: the
     blocks then start from embeddings that say something already.
     epochs_behaviour, epochs_interaction (a cycle), epochs_mlp: passes over the training rows of the one-shot models.
-    An update has as many rows as share out evenly: of Step 2's batches, what is over a multiple of the candidates is
-    left out of that pass, and a batch of fewer rows than candidates.
-    epochs_further: passes that each of the top candidates of Step 1 is fine-tuned for.
+    An update has as many rows as share out evenly: of each batch, what is over a multiple of the candidates (Step 2) or
+    of an update's paths (Steps 1 and 3) is left out of that pass, and a batch of fewer rows than these.
+    epochs_further: passes that each of the top candidates of Step 1 is fine-tuned for, with `train.average` as in every
+    training: after one pass of an average over two, most of what is scored are the one-shot weights still.
     distinct_activations: whether Step 3's finalists differ in their activations, as long as there are others: one-shot
     scores hardly tell these apart, training to the end does. Beyond the paper, whose finalists are the best scores.
     starts: what weights the finalists are retrained from: "one-shot", theirs in the one-shot model (Section 2.3,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class DSINConfig:
     dropout: float = 0.0
     session_size: int = 10
     sessions: int = 5
-    gap: int = 1800
+    gap: int = field(default=1800, metadata={"least": 0})
     heads: int = 2
 
 
