@@ -16,6 +16,7 @@ from ameir_merlin.data.dataset import SPLITS, Dataset, Raw, Split, load_definiti
 from ameir_merlin.schema import Behaviour, FeatureSchema, Field, Label
 
 Rows = dict[str, list]
+WORKFLOWS = Path(__file__).parent.parent / "workflows"
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def reference_history(elements: list[list[int]], length: int, width: int) -> lis
 
 def definition(name: str, **options) -> Dataset:
     """The definition workflows/NAME.py with its options."""
-    return load_definition(Path(__file__).parent.parent / "workflows" / f"{name}.py", options)
+    return load_definition(WORKFLOWS / f"{name}.py", options)
 
 
 def joined(lists) -> list:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import joined, prepared, reference_id, vocabulary
-from test_data_workflows import definition, read
+from data_helpers import definition, joined, prepared, reference_id, vocabulary
+from test_data_workflows import read
 
 from ameir_merlin.data.generate import generate
 from ameir_merlin.data.parquet import ResidentData

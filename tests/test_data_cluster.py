@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from test_data_workflows import definition
+from data_helpers import definition
 
 from ameir_merlin.data.cluster import Cluster, connected
 from ameir_merlin.data.generate import generate

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from data_helpers import prepared, vocabulary
-from test_data_workflows import WORKFLOWS, definition, movielens
+from data_helpers import WORKFLOWS, definition, prepared, vocabulary
+from test_data_workflows import movielens
 
 import ameir_merlin
 from ameir_merlin.data.generate import generate

@@ -6,8 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from data_helpers import joined
-from test_data_workflows import definition, read, table
+from data_helpers import definition, joined
+from test_data_workflows import read, table
 
 from ameir_merlin.data.generate import GENERATORS, generate
 from ameir_merlin.data.generate import alimama as alimama_logs

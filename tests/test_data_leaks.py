@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from data_helpers import prepared, vocabulary
+from data_helpers import definition, prepared, vocabulary
 from test_data_faults import assert_fitted_alike
 from test_data_next_item import slow_core
-from test_data_workflows import beauty, definition
+from test_data_workflows import beauty
 
 from ameir_merlin.data.dataset import Dataset
 from ameir_merlin.data.generate import generate

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import reference_id, vocabulary
-from test_data_workflows import definition, read
+from data_helpers import definition, reference_id, vocabulary
+from test_data_workflows import read
 
 from ameir_merlin.data.generate import generate
 from ameir_merlin.data.interactions import core_rows

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from data_helpers import definition, write_csv
+from data_helpers import WORKFLOWS, definition, write_csv
 
 from ameir_merlin.config import load_config
 from ameir_merlin.data.dataset import SPLITS
@@ -19,8 +18,6 @@ from ameir_merlin.data.generate import generate
 from ameir_merlin.data.prepare import prepare
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import FeatureSchema
-
-WORKFLOWS = Path(__file__).parent.parent / "workflows"
 
 
 def read(dataset, folder) -> tuple[dict[str, list[dict]], dict]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import prepared, vocabulary
-from test_data_workflows import Said, definition, read
+from data_helpers import definition, prepared, vocabulary
+from test_data_workflows import Said, read
 
 from ameir_merlin.data.parquet import ResidentData
 from ameir_merlin.data.prepare import prepare

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class SASRecConfig:
     """
 
     dim: int = 128
-    layers: int = 2
+    layers: int = field(default=2, metadata={"least": 0})
     heads: int = 4
     inner: int = 0
     dropout: float = 0.5
