@@ -29,6 +29,10 @@ Figures = dict[str, Any]
 def summary(name: str, found: Sequence[Figures], metrics: Sequence[str]) -> Figures:
     """Mean and standard deviation over the seeds of one row's figures."""
     row: Figures = {"row": name, "repeats": len(found), "values": {}, "mean": {}, "std": {}}
+    if any("alone" in f for f in found):  # of ensembles: what the best of each has by itself
+        row["alone"] = {
+            metric: [(f["alone"] if "alone" in f else f["test"])[metric] for f in found] for metric in metrics
+        }
     for metric in metrics:
         values = [f["test"][metric] for f in found]
         row["values"][metric] = values
@@ -39,7 +43,9 @@ def summary(name: str, found: Sequence[Figures], metrics: Sequence[str]) -> Figu
         if values:
             row[key] = statistics.fmean(values)
     row["commits"] = list(dict.fromkeys(f.get("commit") for f in found))  # None: of rows that do not say
-    row["architectures_found"] = [f["architecture"] for f in found if "architecture" in f]
+    row["architectures_found"] = [
+        architecture for f in found if "architecture" in f for architecture in (f["architecture"], *f.get("others", []))
+    ]
     return row
 
 

@@ -33,6 +33,7 @@ import torch
 from ameir_merlin.batch import BatchSource
 from ameir_merlin.data.parquet import ResidentData
 from ameir_merlin.errors import UserError
+from ameir_merlin.models.ensemble import members
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.pipeline import make_problem, search, train_finalists
@@ -132,7 +133,7 @@ def whole_search(
     figures["worked_seconds"] = work
     figures |= {"peak_gb": peak.gb, "added_gb": peak.gb - (0.0 if given.device.startswith("cuda") else before)}
     trials = sum(len(record.trials) for record in records.values())
-    return {**figures, "scored": trials, **test, "architecture": model.architecture.to_json()}
+    return {**figures, "scored": trials, **test, "architecture": members(model)[0].architecture.to_json()}
 
 
 # ------------------------------------------------------------------ growth

@@ -36,16 +36,16 @@ def table_of(schema: FeatureSchema, without_behaviours: bool) -> Table:
 
 
 def page(table: Table, rows: list[Figures]) -> str:
-    """One line a seed and model, as the paper prints them."""
+    """One line a seed and model, as the paper prints them; of an ensemble one a member, with the figures of all."""
     head = ["seed", "model", "blocks", "interactions", "MLP", *table.metrics]
     lines = [f"# {table.title}", "", "| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     for row in sorted(rows, key=lambda r: (r["seed"], r["row"])):
-        a = Architecture.from_json(row["architecture"])
-        blocks = "; ".join("Zero" if b.layer == "zero" else f"({said(b)})" for b in a.blocks)
-        interactions = ", ".join(f"({', '.join(i)})" for i in a.interactions)
-        mlp = ", ".join(f"({m.width}, {NAMES.get(m.activation, m.activation)})" for m in a.mlp)
-        cells = [str(row["seed"]), row["row"].replace("ameir", "AMEIR").upper(), blocks, interactions, mlp]
-        lines.append("| " + " | ".join(cells + [f"{row['test'][m]:.4f}" for m in table.metrics]) + " |")
+        for a in (Architecture.from_json(found) for found in (row["architecture"], *row.get("others", []))):
+            blocks = "; ".join("Zero" if b.layer == "zero" else f"({said(b)})" for b in a.blocks)
+            interactions = ", ".join(f"({', '.join(i)})" for i in a.interactions)
+            mlp = ", ".join(f"({m.width}, {NAMES.get(m.activation, m.activation)})" for m in a.mlp)
+            cells = [str(row["seed"]), row["row"].replace("ameir", "AMEIR").upper(), blocks, interactions, mlp]
+            lines.append("| " + " | ".join(cells + [f"{row['test'][m]:.4f}" for m in table.metrics]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Mapping
 
 from ameir_merlin.files import read_json
-from benchmarks.tables import Figures, Table, ameir, main, models
+from benchmarks.tables import Figures, Table, ameir, main, models, pair
 
 PAPER = {
     "dnn": (0.6304, 64_000),
@@ -32,6 +32,7 @@ TABLE = Table(
     title="Table 1: industrial models",
     rows={
         **models("table1", "click"),
+        "din-pair": pair("din"),
         "ameir-a": ameir("A"),
         "ameir-b": ameir("B"),
         "ameir-c": ameir("C"),

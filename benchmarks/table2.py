@@ -8,7 +8,7 @@ among all items. Rows are kept in --out as they are finished. The last line of s
 
 from __future__ import annotations
 
-from benchmarks.tables import Table, ameir, main, models
+from benchmarks.tables import Table, ameir, main, models, pair
 
 BEAUTY = {
     "pop": (0.175, 0.114),
@@ -40,6 +40,7 @@ TABLE = Table(
     title="Table 2: sequential models",
     rows={
         **models("table2", "retrieval"),
+        "sasrec-pair": pair("sasrec"),
         "ameir-a": ameir("A"),
     },
     metrics=("ndcg5", "hr5", "hr1", "ndcg10_full", "hr10_full"),

@@ -18,7 +18,7 @@ from ameir_merlin.search.account import Budget
 from ameir_merlin.search.pipeline import train_finalists
 from ameir_merlin.search.settings import StrategyName, Variant
 from ameir_merlin.search.strategies import ALONE, STRATEGIES, StrategySettings
-from benchmarks.tables import Bench, Figures, Row, Table, main, row_file
+from benchmarks.tables import Bench, Figures, Row, Table, found_by, main, row_file
 
 TIMES_AMEIR = 10  # Appendix C.4: seconds of the methods that train alone, in AMEIR's
 
@@ -63,7 +63,7 @@ def strategy(name: StrategyName) -> Row:
         model, result, _ = train_finalists(problem)
         account = asdict(found.account)
         figures = bench.measure(model, result) | {"search_seconds": account.pop("seconds"), **account}
-        return figures | {"architecture": model.architecture.to_json()}
+        return figures | found_by(bench, model)
 
     return row
 

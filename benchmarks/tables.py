@@ -37,6 +37,7 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.files import read_json, write_json, write_text
 from ameir_merlin.models import MODELS, model_class
 from ameir_merlin.models.build_baseline import build_baseline
+from ameir_merlin.models.ensemble import Ensemble, Found, members
 from ameir_merlin.progress import Progress, Silent, Task
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.pipeline import RETRAINING, make_problem, search, train_finalists
@@ -196,31 +197,66 @@ def trained(bench: Bench, model: nn.Module, name: str, seed: int, row: str = "")
     """Train `model` by the configuration's `[train]`, and measure it; `row` is its row's name if `name` is not."""
     row = row or name
     resume = bench.checkpoint(row, seed)
-    result = fit(
+    result = fitted(bench, model, name, derive(seed, "training", name), f"{row}, seed {seed}", resume)
+    figures = bench.measure(model, result)
+    resume.unlink(missing_ok=True)
+    return figures
+
+
+def fitted(bench: Bench, model: nn.Module, name: str, seed: int, told: str, resume: Path) -> FitResult:
+    """Train `model`, one of `name`, by the configuration's `[train]`."""
+    return fit(
         model,
         bench.splits["train"],
         bench.splits["valid"],
         bench.training(name),
-        seed=derive(seed, "training", name),
+        seed=seed,
         device=bench.device,
         progress=bench.progress,
-        name=f"{row}, seed {seed}",
+        name=told,
         resume=resume,
     )
-    figures = bench.measure(model, result)
-    resume.unlink(missing_ok=True)
-    return figures
+
+
+def built(bench: Bench, name: str, seed: int, **more: Any) -> nn.Module:
+    """Model `name` with the configuration's sizes (`build_baseline`), its weights drawn from `seed`."""
+    config = bench.config
+    options = {**config.baselines.options.get(name, {}), **more}
+    with seeded(seed, bench.device):
+        return build_baseline(name, bench.schema, config.model, config.search.hidden, options)
 
 
 def baseline(name: str, row: str = "", **more: Any) -> Row:
     """Row of model `name`, with the configuration's sizes (`build_baseline`); its name is `row` if it is another."""
 
     def function(bench: Bench, seed: int) -> Figures:
-        config = bench.config
-        options = {**config.baselines.options.get(name, {}), **more}
-        with seeded(derive(seed, "model", name), bench.device):
-            model = build_baseline(name, bench.schema, config.model, config.search.hidden, options)
-        return trained(bench, model, name, seed, row)
+        return trained(bench, built(bench, name, derive(seed, "model", name), **more), name, seed, row)
+
+    return function
+
+
+def pair(name: str) -> Row:
+    """Row of two models `name`, from different first weights, by the mean of their answers.
+
+    What an ensemble of ours (`search.ensemble`) is to be compared with. Its passes and speed are those of the second.
+    """
+
+    def function(bench: Bench, seed: int) -> Figures:
+        models, files = [], []
+        for which in ("first", "second"):
+            model = built(bench, name, derive(seed, "pair", which, name))
+            file = bench.checkpoint(f"{name}-pair-{which}", seed)
+            own = derive(seed, "pair", which, "training", name)
+            result = fitted(bench, model, name, own, f"{name}, the {which} of two, seed {seed}", file)
+            models.append(model)
+            files.append(file)
+        both = Ensemble(models)
+        size, device = bench.config.train.eval_batch, bench.device
+        valid = evaluate(both, bench.splits["valid"], batch_size=size, device=device)
+        figures = bench.measure(both, dataclasses.replace(result, best=valid))
+        for file in files:
+            file.unlink(missing_ok=True)
+        return figures
 
     return function
 
@@ -241,9 +277,20 @@ def ameir(variant: Variant) -> Row:
         model, result, _ = train_finalists(dataclasses.replace(problem, progress=clock))
         figures = bench.measure(model, result)
         figures |= {"search_seconds": searching, "seconds": round(searching + clock.seconds, 2)}
-        return figures | {"architecture": model.architecture.to_json()}
+        return figures | found_by(bench, model)
 
     return row
+
+
+def found_by(bench: Bench, model: Found) -> Figures:
+    """What a search found, for its row: the architecture; of an ensemble the best one's, what that has by itself in
+    the test (`alone`), and the `others`."""
+    best, *others = members(model)
+    figures: Figures = {"architecture": best.architecture.to_json()}
+    if others:
+        test = evaluate(best, bench.splits["test"], batch_size=bench.config.train.eval_batch, device=bench.device)
+        figures |= {"alone": test, "others": [other.architecture.to_json() for other in others]}
+    return figures
 
 
 def empty_unless_of(folder: Path, owner: str) -> None:

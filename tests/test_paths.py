@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -22,8 +23,10 @@ from model_cases import random_batch
 
 from ameir_merlin.models.paths import All, InTurns, Paths
 from ameir_merlin.models.supernet import Supernet
+from ameir_merlin.progress import Silent
 from ameir_merlin.search.fair import FairPaths, shifts
-from ameir_merlin.search.oneshot import InteractionsUpdate, PathsUpdate
+from ameir_merlin.search.oneshot import InteractionsUpdate, PathsUpdate, train_one_shot
+from ameir_merlin.search.settings import SearchSettings
 from ameir_merlin.space import ZERO, Architecture, Block, MLPLayer
 from ameir_merlin.train.objectives import OBJECTIVES
 from ameir_merlin.train.optimizer import adam
@@ -278,6 +281,38 @@ def test_all_candidates_on_every_row_where_that_is_cheap():
         bent = supernet_of(FIELDS, space.step2(pairs, mlp), **changes)
         assert not bent.linear
         assert isinstance(InteractionsUpdate(bent, random.Random(0), rows=12)(batch), InTurns)
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"), [("identity", [20, 20, 20, 20, 17]), ("relu", [18, 18, 18, 18, 12])]
+)
+def test_rows_are_left_out_only_where_they_are_shared_out(activation, expected, tmp_path):
+    """97 rows in batches of 20 for six candidates, each of which has all of them where the net is linear."""
+    space = space_of(FIELDS)
+    pairs = [c for c in space.expand([(n,) for n in space.fields]) if len(c) > 1]
+    net = supernet_of(FIELDS, space.step2(pairs, (MLPLayer(5, activation),)), shortcut="none")
+    seen = []
+
+    class Watched(InteractionsUpdate):
+        def __call__(self, batch):
+            seen.append(batch.size)
+            return super().__call__(batch)
+
+    train_one_shot(
+        net,
+        rows_of(FIELDS, 97),
+        SearchSettings(batch_size=20),
+        epochs=1,
+        objective="click",
+        update=partial(Watched, rows=20, batch=20),
+        score=lambda: 0.0,
+        seed=1,
+        device="cpu",
+        progress=Silent(),
+        name="step",
+        resume=tmp_path / "step.pt",
+    )
+    assert seen == expected
 
 
 def test_all_and_in_turns_have_the_same_gradient_where_every_candidate_meets_every_row():

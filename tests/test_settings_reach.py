@@ -86,7 +86,7 @@ def test_the_loss_of_a_pass_is_the_mean_of_the_updates_it_made(tmp_path, monkeyp
         return loss
 
     monkeypatch.setitem(OBJECTIVES, "click", lambda: spy)
-    search(problem_of(FIELDS, "I", tmp_path, cycles=1, batch_size=59))
+    search(problem_of(FIELDS, "I", tmp_path, cycles=1, batch_size=59, interaction_activation="swish"))
     (row,) = StepRecord.load(tmp_path, "interaction").history
     assert [row["loss"]] == pytest.approx(losses)
 
@@ -109,7 +109,7 @@ def test_step_2_has_its_activation_rows_start_and_parsimony(tmp_path, monkeypatc
     search(problem_of(FIELDS, "I", tmp_path, cycles=1, interactions=3, parsimony=0.2, **changes))
     ((net, update),) = nets
     assert [[layer.activation for layer in choice] for choice in net.choices.mlp] == [["swish"], ["swish"]]
-    assert update.keywords == {"rows": 24, "gradients": "whole"}
+    assert update.keywords == {"rows": 24, "gradients": "whole", "batch": 32}
     assert kept == [(3, 0.2)]
 
 

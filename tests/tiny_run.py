@@ -20,6 +20,7 @@ interactions = 3
 hidden = [20, 10]
 candidates = 8
 top = 2
+ensemble = 2
 cycles = 2
 keep = 5
 epochs_behaviour = 1

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ameir_merlin.batch import Batch, Output
+from ameir_merlin.models.ameir import Ameir
 
 
 class Ensemble(nn.Module):
     """The mean of the models' logits, or of their scores of each item.
 
-    models: of one schema, all causal or none. Scores of items are products, and a mean of products is the product of
-    what is set side by side: queries `[B, n K]`, each divided by n, with items `[V, n K]`.
+    models: of one schema. Scores of items are products, and a mean of products is the product of what is set side by
+    side: queries `[B, n K]`, each divided by n, with items `[V, n K]`. It is asked at every position at once where all
+    of them can be (`causal`).
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
         self.schema: Any = models[0].schema
-        self.causal: bool = bool(getattr(models[0], "causal", False))
-        if any(getattr(model, "causal", False) != self.causal for model in models):
-            raise ValueError("models that look back only and others are not asked in the same way")
+        self.causal: bool = all(getattr(model, "causal", False) for model in models)
 
     def forward(self, batch: Batch) -> Output:
         """Logits `[B]`, or query and items."""
@@ -42,3 +42,11 @@ class Ensemble(nn.Module):
         both: list[tuple[Tensor, Tensor]] = [output.retrieval() for output in outputs]
         query = torch.cat([query for query, _ in both], -1) / len(both)
         return Output(query=query, items=torch.cat([items for _, items in both], 1))
+
+
+Found = Ameir | Ensemble  # what a search ends with: one architecture, or some side by side
+
+
+def members(found: Found) -> list[Ameir]:
+    """The models that `found` is of, the best first."""
+    return [found] if isinstance(found, Ameir) else [cast(Ameir, model) for model in found.models]

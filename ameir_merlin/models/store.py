@@ -1,7 +1,12 @@
-"""A model on disk: architecture, schema and settings as JSON, weights as safetensors. Nothing in it can run code."""
+"""A model on disk: architecture, schema and settings as JSON, weights as safetensors. Nothing in it can run code.
+
+Of an ensemble, the first member lies in the folder as one model does, each other in a folder of its own below.
+"""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,33 +15,52 @@ import torch
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import atomic_file, read_json, write_json
 from ameir_merlin.models.ameir import Ameir, buildable
+from ameir_merlin.models.ensemble import Ensemble, Found, members
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.space import Architecture, validate
+from ameir_merlin.space.members import ARCHITECTURE, MEMBERS, SETTINGS, places
 
-WEIGHTS, ARCHITECTURE, SCHEMA, SETTINGS = "model.safetensors", "architecture.json", "schema.json", "model.json"
+WEIGHTS, SCHEMA = "model.safetensors", "schema.json"
 
 
-def save(folder: str | Path, model: Ameir) -> None:
-    """Write `model` into `folder`: model.safetensors, architecture.json, schema.json and model.json (its settings)."""
-    from safetensors.torch import save as serialize
+def save(folder: str | Path, model: Found) -> None:
+    """Write `model` into `folder`: model.safetensors, architecture.json, schema.json and model.json (its settings).
 
+    Of an ensemble: its first member's, and the others' in members/2, members/3 and so on.
+    """
     folder = Path(folder)
-    model.architecture.save(folder / ARCHITECTURE)
-    model.schema.save(folder / SCHEMA)
-    write_json(folder / SETTINGS, asdict(model.settings))
-    with atomic_file(folder / WEIGHTS) as temporary:
-        # As bytes: the library's own writer does not say in a way to be told apart that the disk is full.
-        temporary.write_bytes(serialize({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+    shutil.rmtree(folder / MEMBERS, ignore_errors=True)
+    first, *others = members(model)
+    for number, member in enumerate(others, 2):
+        _save(folder / MEMBERS / str(number), member)
+    _save(folder, first, {"members": 1 + len(others)} if others else None)
 
 
-def load(folder: str | Path) -> Ameir:
+def load(folder: str | Path) -> Found:
     """Read a model that `save` wrote, on the CPU, ready to answer.
 
     Raises `UserError` where a file is missing or broken, or where weights are missing, unknown or of another shape.
     """
     folder = Path(folder)
+    first, *others = (_load(place) for place in places(folder))
+    return Ensemble([first, *others]).eval() if others else first
+
+
+def _save(folder: Path, model: Ameir, more: Mapping[str, int] | None = None) -> None:
+    from safetensors.torch import save as serialize
+
+    model.architecture.save(folder / ARCHITECTURE)
+    model.schema.save(folder / SCHEMA)
+    write_json(folder / SETTINGS, {**asdict(model.settings), **(more or {})})
+    with atomic_file(folder / WEIGHTS) as temporary:
+        # As bytes: the library's own writer does not say in a way to be told apart that the disk is full.
+        temporary.write_bytes(serialize({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+
+
+def _load(folder: Path) -> Ameir:
     settings_json = read_json(folder / SETTINGS)
+    settings_json.pop("members", None)
     try:
         settings = BackboneSettings(**settings_json)
     except (TypeError, ValueError) as error:

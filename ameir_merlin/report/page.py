@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ameir_merlin.report.drawing import draw
 from ameir_merlin.report.names import LOWER_IS_BETTER, fitness, metric
 from ameir_merlin.schema import FeatureSchema, Field
 from ameir_merlin.space import Architecture
+from ameir_merlin.space.members import architectures
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -45,10 +46,10 @@ def render(folder: str | Path) -> str:
     metrics = _json(folder / "metrics.json") or {"splits": {}, "baselines": {}, "seconds": {}}
     environment = _json(folder / "environment.json") or {}
     planted = _planted(_json(folder / "planted.json"))
-    architecture = Architecture.load(folder / "architecture.json") if (folder / "architecture.json").is_file() else None
+    found = architectures(folder) if (folder / "architecture.json").is_file() else []
     schema_path = folder / "data" / "schema.json"
     schema = FeatureSchema.load(schema_path) if schema_path.is_file() else None
-    searched = {name: found for name in STEPS if (found := _json(folder / "search" / f"{name}.json"))}
+    searched = {name: step for name in STEPS if (step := _json(folder / "search" / f"{name}.json"))}
 
     page: dict[str, Any] = {
         "name": config.get("name", folder.name),
@@ -62,19 +63,23 @@ def render(folder: str | Path) -> str:
         **_cost(metrics),
         **_comparison(metrics),
     }
-    if schema and architecture:
+    if schema and found:
         dim = config.get("model", {}).get("embedding_dim", 0)
         readout = config.get("model", {}).get("readout", "all")
         # A model may leave out some of the data set's fields, and then has a schema of its own.
         own = folder / "schema.json"
         taken = FeatureSchema.load(own) if own.is_file() else schema
-        page["drawing"] = True
-        page["drawing_lead"] = _drawing_lead(taken, architecture)
-        page["drawing_wide"] = Markup(draw(taken, architecture, dim, readout))
-        page["drawing_narrow"] = Markup(draw(taken, architecture, dim, readout, narrow=True))
+        page["drawings"] = [
+            {
+                "lead": _drawing_lead(taken, member),
+                "wide": Markup(draw(taken, member, dim, readout)),
+                "narrow": Markup(draw(taken, member, dim, readout, narrow=True)),
+            }
+            for member in found
+        ]
     page["steps"] = [_step(name, found) for name, found in searched.items() if found.get("trials")]
     if "interaction" in searched:
-        page.update(_ranking(searched["interaction"], architecture, planted))
+        page.update(_ranking(searched["interaction"], found, planted))
     page.update(_finalists(_json(folder / "training.json")))
     if schema:
         page["fields"] = _fields(schema)
@@ -165,20 +170,18 @@ def _step(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _ranking(
-    found: Mapping[str, Any], architecture: Architecture | None, planted: set[tuple[str, ...]]
-) -> dict[str, str]:
+def _ranking(step: Mapping[str, Any], found: Sequence[Architecture], planted: set[tuple[str, ...]]) -> dict[str, str]:
     best: dict[tuple[str, ...], float] = {}
-    for trial in found.get("trials", []):
+    for trial in step.get("trials", []):
         if trial.get("interaction"):
             key = tuple(sorted(trial["interaction"]))
             best[key] = max(best.get(key, -1e30), trial["score"])
-    chosen = set(architecture.interactions) if architecture else set()
+    chosen = {interaction for architecture in found for interaction in architecture.interactions}
     ranked = sorted(best, key=lambda key: -best[key])
     # What matters is shown in any case, however low it ranks.
     shown = [key for i, key in enumerate(ranked) if i < RANKED or key in chosen or key in planted]
     rows = [(" ⊙ ".join(key), best[key], key in chosen, key in planted) for key in shown]
-    name = fitness(found.get("metric", "score"))
+    name = fitness(step.get("metric", "score"))
     return {"ranking_wide": charts.ranking(rows, name), "ranking_narrow": charts.ranking(rows, name, narrow=True)}
 
 
@@ -188,7 +191,7 @@ def _finalists(training: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     # A run of before finalists had a choice of first weights does not name them: they were those of the one-shot model.
     rows = [{"start": "one-shot", **row} for row in training["finalists"]]
-    names = [name for name in rows[0] if name not in ("finalist", "start", "epochs", "seconds")]
+    names = [name for name in rows[0] if name not in ("finalist", "start", "epochs", "seconds", "found")]
     best = {name: (min if name in LOWER_IS_BETTER else max)(row[name] for row in rows) for name in names}
     return {
         "finalist_metrics": [metric(name) for name in names],
@@ -196,6 +199,7 @@ def _finalists(training: Mapping[str, Any] | None) -> dict[str, Any]:
             {
                 "place": row["finalist"] + 1,
                 "start": row["start"],
+                "found": row.get("found", False),
                 "epochs": row["epochs"],
                 "seconds": charts.duration(row["seconds"]),
                 "cells": [{"text": f"{row[name]:.4f}", "top": row[name] == best[name]} for name in names],

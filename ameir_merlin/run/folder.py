@@ -6,6 +6,7 @@ data/                   prepared rows, schema, vocabularies
 search/                 one JSON a search step with every trial, checkpoints, one-shot weights
 architecture.json       what was found
 model.safetensors       its weights (with model.json and schema.json beside)
+members/                the others of an ensemble, each in a folder with these four files
 baselines/              one folder a baseline: its metrics
 metrics.json            all figures
 triton/                 the model repository

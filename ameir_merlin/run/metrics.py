@@ -7,7 +7,7 @@ from typing import Any
 
 from ameir_merlin.files import read_json
 from ameir_merlin.run.folder import RunFolder
-from ameir_merlin.space.architecture import Architecture
+from ameir_merlin.space.members import architectures
 
 PLANTED = ("pairs", "triples")  # what planted.json has to say
 
@@ -36,7 +36,7 @@ def gather(run: RunFolder, stages: list[str]) -> dict[str, Any]:
 
 
 def planted_recall(folder: Path) -> float | None:
-    """The share of the planted interactions (planted.json: pairs and triples) that the found architecture holds.
+    """The share of the planted interactions (planted.json: pairs and triples) that the found architectures hold.
 
     None where nothing was planted or nothing has been found yet.
     """
@@ -45,4 +45,5 @@ def planted_recall(folder: Path) -> float | None:
         return None
     value = read_json(planted, *PLANTED)
     wanted = {tuple(sorted(names)) for kind in PLANTED for names in value[kind]}
-    return len(wanted & set(Architecture.load(found).interactions)) / len(wanted) if wanted else None
+    held = {interaction for architecture in architectures(folder) for interaction in architecture.interactions}
+    return len(wanted & held) / len(wanted) if wanted else None

@@ -168,7 +168,7 @@ def search(workspace: Workspace) -> Figures:
 
 
 def train(workspace: Workspace) -> Figures:
-    """search/ → the model: the finalists retrained from their one-shot weights, the winner saved."""
+    """search/ → the model: the finalists retrained from their one-shot weights, the best saved."""
     from ameir_merlin.models import store
     from ameir_merlin.search.pipeline import train_finalists
 
@@ -341,7 +341,9 @@ STAGES: dict[str, Stage] = {
         beside=("tune/ameir.jsonl", "tune/ameir.json", "tune/ameir-trial"),
     ),
     "train": Stage(
-        train, ("model.safetensors", "model.json", "schema.json", "training.json", "search/retraining"), shared=True
+        train,
+        ("model.safetensors", "model.json", "schema.json", "members", "training.json", "search/retraining"),
+        shared=True,
     ),
     "evaluate": Stage(evaluate, ("evaluation.json", "baselines")),
     "export": Stage(export, ("triton",)),

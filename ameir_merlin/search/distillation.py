@@ -21,12 +21,13 @@ def distilled(problem: Problem, trained: Sequence[tuple[Ameir, float]]) -> Disti
     et al. 2004). A model that is asked in another way than the best, one that looks ahead beside one that does not,
     is left out. The teacher is as large as all that it is of; what learns from it has the size of one.
     """
+    metric = main_metric(problem.schema, problem.training)
     best, score = trained[0]
     teachers: list[nn.Module] = [best]
     for model, _ in trained[1:]:
         if model.causal != best.causal:
             continue
-        value = _score(problem, Ensemble([*teachers, model]).to(problem.device))
+        value = validated(problem, Ensemble([*teachers, model]).to(problem.device))[metric]
         if value > score:
             teachers, score = [*teachers, model], value
     problem.progress.say(
@@ -35,7 +36,7 @@ def distilled(problem: Problem, trained: Sequence[tuple[Ameir, float]]) -> Disti
     return Distilled(Ensemble(teachers).to(problem.device).eval(), problem.settings.distill)
 
 
-def _score(problem: Problem, model: nn.Module) -> float:
+def validated(problem: Problem, model: nn.Module) -> dict[str, float]:
+    """All figures of `model` on all validation rows."""
     size = problem.training.eval_batch
-    scores = evaluate(model, problem.valid, batch_size=size, device=problem.device, ranks=problem.ranks)
-    return scores[main_metric(problem.schema, problem.training)]
+    return evaluate(model, problem.valid, batch_size=size, device=problem.device, ranks=problem.ranks)

@@ -60,7 +60,10 @@ def search_interactions(problem: Problem) -> tuple[StepRecord, Supernet]:
             epochs=settings.epochs_interaction,
             objective="click",
             update=partial(
-                InteractionsUpdate, rows=settings.rows_per_candidate, gradients=settings.interaction_gradients
+                InteractionsUpdate,
+                rows=settings.rows_per_candidate,
+                gradients=settings.interaction_gradients,
+                batch=settings.batch_size,
             ),
             score=curve,
             seed=derive(problem.seed, STEP, cycle),

@@ -12,6 +12,7 @@ import torch
 from ameir_merlin.batch import BatchSource
 from ameir_merlin.errors import UserError
 from ameir_merlin.models.ameir import Ameir, buildable
+from ameir_merlin.models.ensemble import Ensemble, Found
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.models.supernet import Supernet, derive, inherit
 from ameir_merlin.nn.activation import ACTIVATIONS
@@ -20,7 +21,7 @@ from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.behaviour import predefined_mlp, search_behaviour
 from ameir_merlin.search.candidates import load_finalists, save_finalists, seeded_supernet
-from ameir_merlin.search.distillation import distilled
+from ameir_merlin.search.distillation import distilled, validated
 from ameir_merlin.search.interaction import chosen_interactions, search_interactions
 from ameir_merlin.search.mlp import search_mlp
 from ameir_merlin.search.problem import Problem
@@ -203,11 +204,13 @@ def _assemble(problem: Problem, blocks, interactions: tuple[Interaction, ...], s
     return derive(supernet, Architecture(tuple(blocks), interactions, predefined_mlp(problem)))
 
 
-def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, Any]]]:
+def train_finalists(problem: Problem) -> tuple[Found, FitResult, list[dict[str, Any]]]:
     """Retrain each finalist; the best by validation, its result, and a row of each retraining.
 
     Section 2.3, "Derivation": the derived model keeps the one-shot weights as its initialisation. The other choices are
-    those of `SearchSettings.starts`, `SearchSettings.ablations` and `SearchSettings.distill`.
+    those of `SearchSettings.starts`, `SearchSettings.ablations`, `SearchSettings.distill` and
+    `SearchSettings.ensemble`. The result is that of the best one's training, `best` that of all that are found.
+    `found` of a row: whether it is of the found model.
     """
     metric = main_metric(problem.schema, problem.training)
     settings = replace(problem.training, objective=problem.objective)
@@ -250,11 +253,16 @@ def train_finalists(problem: Problem) -> tuple[Ameir, FitResult, list[dict[str, 
         lesson = distilled(problem, [(trained[n][0], rows[n][metric]) for n in by_score()])
         train(*cases[first], lesson)
         own += [len(rows) - 1] if first in own else []
-    best = by_score()[0]
+    best, *others = by_score()[: problem.settings.ensemble]
     if problem.ranks.first:
         scores = [max(rows[r][metric] for r in own if rows[r]["finalist"] == n) for n in range(len(finalists))]
         _note_choice(problem, scores, rows[best][metric])
-    return *trained[best], rows
+    rows = [row | {"found": n in (best, *others)} for n, row in enumerate(rows)]
+    model, result = trained[best]
+    if not others:
+        return model, result, rows
+    together = Ensemble([model, *(trained[n][0] for n in others)]).to(problem.device)
+    return together, replace(result, best=validated(problem, together)), rows
 
 
 def ablations(problem: Problem, found: Architecture) -> dict[str, Architecture]:

@@ -48,8 +48,9 @@ class SearchSettings:
     epochs_warmup: passes of the backbone alone, all blocks Zero, before Step 1's one-shot model. Beyond the paper: the
     blocks then start from embeddings that say something already.
     epochs_behaviour, epochs_interaction (a cycle), epochs_mlp: passes over the training rows of the one-shot models.
-    An update has as many rows as share out evenly: of each batch, what is over a multiple of the candidates (Step 2) or
-    of an update's paths (Steps 1 and 3) is left out of that pass, and a batch of fewer rows than these.
+    An update has as many rows as share out evenly: of each batch, what is over a multiple of the candidates (Step 2,
+    unless each of them has every row: linear, and `rows_per_candidate` no less than `batch_size`) or of an update's
+    paths (Steps 1 and 3) is left out of that pass, and a batch of fewer rows than these.
     epochs_further: passes that each of the top candidates of Step 1 is fine-tuned for, with `train.average` as in every
     training: after one pass of an average over two, most of what is scored are the one-shot weights still.
     distinct_activations: whether Step 3's finalists differ in their activations, as long as there are others: one-shot
@@ -60,6 +61,9 @@ class SearchSettings:
     distill: if above 0, the best of what was retrained is trained once more from where it began, and this share of what
     it learns from are the answers of all that were, as far as validation is the better for them
     (`search.distillation`); validation chooses between it and the others. Beyond the paper.
+    ensemble: how many of those that were retrained, the best by validation, are the found model: the mean of their
+    logits, or of their scores of items, whose query and item vectors stand side by side: two of K are as large as one
+    of 2 K. Fewer where fewer were. Beyond the paper, which takes the best.
     ablations: whether less than the first finalist is trained as well, and validation chooses among these, too: the
     same with the pre-defined MLP (what AMEIR-B ends with) and without interactions either (AMEIR-A), both from their
     one-shot weights; without blocks, and with neither, from new weights. On small data a stage may bring more to the
@@ -97,6 +101,7 @@ class SearchSettings:
     distinct_activations: bool = False
     starts: Literal["one-shot", "new", "both"] = "one-shot"
     distill: float = 0.0
+    ensemble: int = 1
     ablations: bool = False
     batch_size: int = 1024
     learning_rate: float = 1e-3
@@ -114,6 +119,7 @@ class SearchSettings:
             "cycles",
             "rows_per_candidate",
             "keep",
+            "ensemble",
             "batch_size",
             "valid_rows",
             "epochs_behaviour",

@@ -11,15 +11,16 @@ from ameir_merlin.errors import UserError
 from ameir_merlin.files import read_json, write_json
 from ameir_merlin.models import MODELS, build, model_class, store
 from ameir_merlin.models.ameir import Ameir
+from ameir_merlin.models.ensemble import Ensemble
 from ameir_merlin.schema import FeatureSchema
 
 
 def save_network(folder: Path, model: nn.Module, schema: FeatureSchema) -> None:
-    """Write an `Ameir` as `models.store` does, or a model of `MODELS` as its name, options and weights.
+    """Write what a search found as `models.store` does, or a model of `MODELS` as its name, options and weights.
 
     Raises `UserError` for any other module: its source is not ours to copy.
     """
-    if isinstance(model, Ameir):
+    if isinstance(model, (Ameir, Ensemble)):
         store.save(folder, model)
         return
     name = next((name for name in MODELS if isinstance(model, model_class(name))), None)

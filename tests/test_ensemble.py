@@ -1,0 +1,118 @@
+"""Several finalists as one found model: what it answers, where it lies, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from core_cases import ITEMS, SCHEMA
+from model_cases import random_batch
+from test_distillation import AHEAD, CAUSAL, CLICKS, net
+from test_search_resume import problem_of, without_seconds
+from torch.testing import assert_close
+
+from ameir_merlin.errors import UserError
+from ameir_merlin.models import store
+from ameir_merlin.models.ameir import Ameir
+from ameir_merlin.models.ensemble import Ensemble, members
+from ameir_merlin.run.metrics import planted_recall
+from ameir_merlin.search.pipeline import search, train_finalists
+from ameir_merlin.serve.network import load_network, save_network
+from ameir_merlin.space import Architecture, MLPLayer
+from ameir_merlin.space.members import architectures
+
+
+def answers(model: torch.nn.Module, schema) -> torch.Tensor:
+    """Logits, or scores of all items, of eight rows."""
+    with torch.no_grad():
+        output = model.eval()(random_batch(schema, 8))
+    return output.clicks() if output.query is None else output.query @ output.items.T
+
+
+def pair(schema=SCHEMA, architecture: Architecture = CLICKS) -> Ensemble:
+    return Ensemble([net(architecture, schema, seed) for seed in (1, 2)]).eval()
+
+
+@pytest.mark.parametrize(("schema", "variant"), [(SCHEMA, "C"), (ITEMS, "A")])
+def test_the_best_finalists_are_found_together(schema, variant, tmp_path):
+    """Each as it is without the others; the mean of their answers; validation of that; resumed, it is the same."""
+    alone = problem_of(schema, variant, tmp_path / "alone", finalists=3, top=3)
+    search(alone)
+    best, _, before = train_finalists(alone)
+    problem = problem_of(schema, variant, tmp_path / "together", finalists=3, top=3, ensemble=2)
+    search(problem)
+    found, result, rows = train_finalists(problem)
+    assert isinstance(best, Ameir)
+    assert [row["found"] for row in before].count(True) == 1
+    metric = "auc" if variant == "C" else "ndcg10_full"
+    ranked = sorted(range(3), key=lambda n: -before[n][metric])
+    assert [n for n, row in enumerate(rows) if row["found"]] == sorted(ranked[:2])
+    plain = [{k: v for k, v in row.items() if k != "found"} for row in without_seconds(rows)]
+    assert plain == [{k: v for k, v in row.items() if k != "found"} for row in without_seconds(before)]
+    first, second = members(found)
+    assert_close(answers(first, schema), answers(best, schema), rtol=0, atol=0)
+    assert_close(answers(found, schema), (answers(first, schema) + answers(second, schema)) / 2)
+    assert not torch.allclose(answers(first, schema), answers(second, schema), atol=1e-4), "nothing to average"
+    if variant == "C":
+        with torch.no_grad():
+            score = sum(m.eval()(problem.valid.all).clicks() for m in (first, second))
+        label = problem.valid.all.label
+        won = [(a > b).float() + (a == b).float() / 2 for a in score[label == 1] for b in score[label == 0]]
+        assert result.best["auc"] == pytest.approx(float(sum(won) / len(won)), abs=1e-6)
+    again, repeated, _ = train_finalists(problem)
+    assert repeated.best == result.best
+    assert_close(answers(again, schema), answers(found, schema), rtol=0, atol=0)
+
+
+def test_no_more_are_taken_than_were_trained(tmp_path):
+    problem = problem_of(SCHEMA, "B", tmp_path, ensemble=4)
+    search(problem)
+    assert len(members(train_finalists(problem)[0])) == 1
+
+
+def test_of_models_that_look_ahead_it_is_asked_row_by_row():
+    mixed = Ensemble([net(CAUSAL), net(AHEAD)])
+    assert not mixed.causal
+    assert_close(answers(mixed, ITEMS), (answers(net(CAUSAL), ITEMS) + answers(net(AHEAD), ITEMS)) / 2)
+
+
+@pytest.mark.parametrize(("schema", "architecture"), [(SCHEMA, CLICKS), (ITEMS, CAUSAL)])
+def test_it_is_kept_and_read_back(schema, architecture, tmp_path):
+    kept = pair(schema, architecture)
+    store.save(tmp_path / "model", kept)
+    assert_close(answers(store.load(tmp_path / "model"), schema), answers(kept, schema), rtol=0, atol=0)
+    assert architectures(tmp_path / "model") == [architecture] * 2
+    save_network(tmp_path / "served", kept, schema)
+    model, read = load_network(tmp_path / "served")
+    assert read == schema
+    assert_close(answers(model, schema), answers(kept, schema), rtol=0, atol=0)
+    store.save(tmp_path / "model", kept.models[1])  # one in the place of two
+    assert isinstance(store.load(tmp_path / "model"), Ameir)
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == sorted(
+        ["architecture.json", "model.json", "model.safetensors", "schema.json"]
+    )
+
+
+def test_no_member_may_be_missing(tmp_path):
+    store.save(tmp_path, pair())
+    shutil.rmtree(tmp_path / "members" / "2")
+    with pytest.raises(UserError, match=r"members/2/model\.json"):
+        store.load(tmp_path)
+    settings = json.loads((tmp_path / "model.json").read_text())
+    for wrong in (0, "2", 1.5, True):
+        (tmp_path / "model.json").write_text(json.dumps(settings | {"members": wrong}))
+        with pytest.raises(UserError, match="members: expected a whole number of at least 1"):
+            store.load(tmp_path)
+
+
+def test_what_is_planted_may_be_found_by_any_member(tmp_path):
+    found = [Architecture((), (names,), (MLPLayer(4, "relu"),)) for names in (("brand", "user"), ("item", "user"))]
+    for place, architecture in zip((tmp_path, tmp_path / "members" / "2"), found):
+        place.mkdir(parents=True, exist_ok=True)
+        architecture.save(place / "architecture.json")
+    (tmp_path / "planted.json").write_text(json.dumps({"pairs": [["user", "brand"], ["user", "item"]], "triples": []}))
+    assert planted_recall(tmp_path) == 0.5  # before training, the search's best alone
+    (tmp_path / "model.json").write_text('{"members": 2}')
+    assert planted_recall(tmp_path) == 1.0
