@@ -26,7 +26,8 @@ CLICKS = ("search.cycles=2", "search.rows_per_candidate=64", "train.batch_size=2
 # Training rows of the dearest tables; DARTS and SNAS of table 4 compute every operation for every row.
 ROWS = {"table1": 20_000, "table4": 5_000}
 ITEMS = (
-    *("search.blocks=2", "model.embedding_dim=32", "search.valid_rows=512", "train.batch_size=512"),
+    *("search.blocks=2", "search.valid_rows=512", "train.batch_size=512"),
+    *("model.embedding_dim=32", "baselines.options.sasrec.dim=32"),
     *(f"baselines.train.{name}.epochs=40" for name in ("bert4rec", "gsasrec")),  # as many as the others
 )
 TABLES: tuple[tuple[Table, str], ...] = (

@@ -193,12 +193,11 @@ class Kind:
 
 
 _CLICKS = ("movielens_random.toml", (f"train.batch_size={CLICKS_BATCH}",), ("auc", "logloss"))
+_ITEMS = ("model.embedding_dim=64", "baselines.options.sasrec.dim=64")
 KINDS = {
     "clicks": Kind(*_CLICKS, CLICKS, 0),
     "histories": Kind(*_CLICKS, HISTORIES, 1),
-    "items": Kind(
-        "beauty.toml", ("model.embedding_dim=64",), ("ndcg5", "hr5", "hr10_full", "ndcg10_full"), ITEMS, None
-    ),
+    "items": Kind("beauty.toml", _ITEMS, ("ndcg5", "hr5", "hr10_full", "ndcg10_full"), ITEMS, None),
 }
 
 
