@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import disk_error
-from ameir_merlin.outcome import last_line, print_repeats, print_run, print_table
+from ameir_merlin.outcome import described, last_line, print_repeats, print_run, print_table
 from ameir_merlin.ranks import launched
 
 SEVERAL = ("run", "search", "train")  # what torchrun may start as several processes
@@ -194,7 +194,8 @@ def search(run: RunPath, again: Again = False, device: Device = "") -> None:
 def train(run: RunPath, again: Again = False, device: Device = "") -> None:
     """Third stage: derive the best candidates, keep their one-shot weights, retrain, keep the best."""
     with _resume(run, "train", again, device) as begun:
-        print(begun.train().describe())
+        begun.train()
+        print(described(begun))
 
 
 @app.command(epilog="Example: ameir-merlin evaluate runs/ml")

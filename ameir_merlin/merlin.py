@@ -188,6 +188,10 @@ class AmeirModel(Stages, mm.Model):  # type: ignore[misc]  # Merlin's own two ba
     """
 
     def __init__(self, net: Ameir) -> None:
+        if not isinstance(net, Ameir):
+            raise UserError(
+                f"AmeirModel: expected an Ameir net, got {type(net).__name__}; of an ensemble, take one member"
+            )
         if net.schema.label.task != "click":
             raise UserError("AmeirModel: the model answers next-item questions, expected one for clicks")
         target = ColumnSchema(net.schema.label.name, tags=[Tags.BINARY_CLASSIFICATION, Tags.TARGET])

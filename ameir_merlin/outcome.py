@@ -15,12 +15,17 @@ WIDTH = 200  # columns that a table may have
 def print_run(run: Run) -> None:
     """What one wants to know at the end of a run."""
     metrics = run.metrics
-    print(f"\nfound architecture\n{run.architecture.describe()}\n")
+    print(f"\nfound architecture\n{described(run)}\n")
     print_table(metrics)
     if "planted_recall" in metrics:
         print(f"recall of planted interactions  {metrics['planted_recall']:.2f}")
     print(f"largest difference, Triton against offline  {metrics['triton_max_diff']:.3g}")
     print(f"report  {run.path / 'report.html'}")
+
+
+def described(run: Run) -> str:
+    """What was found, in lines; the members of an ensemble one after the other."""
+    return "\n\n".join(architecture.describe() for architecture in run.architectures)
 
 
 def print_table(metrics: dict[str, Any]) -> None:

@@ -85,7 +85,8 @@ def tune(
 ) -> Tuned:
     """Train model `name` (a baseline, or "ameir": what the run has found) with other values, and keep the best.
 
-    What the run has found is trained from new weights here, not from those of the one-shot model as `train` does.
+    What the run has found is trained from new weights here, not from those of the one-shot model as `train` does; of an
+    ensemble, its best member alone is.
 
     grid: values by key of `[train]` or `[model]`; by default Appendix D's for the data. Each trial is trained on the
     run's data and scored by `main_metric` on its validation rows; a diverging one scores 0. "grid" goes through all

@@ -119,8 +119,8 @@ class Bench:
             strategy=strategy,
             variant=variant,
             candidates=max(s.top, s.finalists, self.share(s.candidates)),
-            top=max(1, min(s.top, self.share(2 * s.top))),
-            finalists=min(s.finalists, self.share(2 * s.finalists)),
+            top=min(s.top, max(s.ensemble, self.share(2 * s.top))),
+            finalists=min(s.finalists, max(s.ensemble, self.share(2 * s.finalists))),
             epochs_warmup=self.share(s.epochs_warmup),
             epochs_behaviour=self.share(s.epochs_behaviour),
             epochs_further=self.share(s.epochs_further),
@@ -238,19 +238,20 @@ def baseline(name: str, row: str = "", **more: Any) -> Row:
 def pair(name: str) -> Row:
     """Row of two models `name`, from different first weights, by the mean of their answers.
 
-    What an ensemble of ours (`search.ensemble`) is to be compared with. Its passes and speed are those of the second.
+    What an ensemble of ours (`search.ensemble`) is to be compared with: each of them has `model.embedding_dim`, as each
+    of ours. Its passes and speed are those of the second.
     """
 
     def function(bench: Bench, seed: int) -> Figures:
-        models, files = [], []
+        ones, files = [], []
         for which in ("first", "second"):
-            model = built(bench, name, derive(seed, "pair", which, name))
+            model = built(bench, name, derive(seed, "pair", which, name), dim=bench.config.model.embedding_dim)
             file = bench.checkpoint(f"{name}-pair-{which}", seed)
             own = derive(seed, "pair", which, "training", name)
             result = fitted(bench, model, name, own, f"{name}, the {which} of two, seed {seed}", file)
-            models.append(model)
+            ones.append(model)
             files.append(file)
-        both = Ensemble(models)
+        both = Ensemble(ones)
         size, device = bench.config.train.eval_batch, bench.device
         valid = evaluate(both, bench.splits["valid"], batch_size=size, device=device)
         figures = bench.measure(both, dataclasses.replace(result, best=valid))
@@ -307,7 +308,8 @@ class Table:
 
     metrics: shown where the data have them, the first one ranks. ours: the row that the test is about. columns: further
     figures of a row to show. paper: data set, row, metric or column -> figure. units: column -> the unit of the paper's
-    figures, where ours have another. history_fields: see `Bench.open`.
+    figures, where ours have another. history_fields: see `Bench.open`. beside: rows that are made only where
+    --models names them.
     """
 
     name: str
@@ -319,6 +321,12 @@ class Table:
     columns: tuple[str, ...] = ("parameters", "seconds")
     units: Mapping[str, str] = field(default_factory=dict)
     history_fields: int | None = None
+    beside: Mapping[str, Row] = field(default_factory=dict)
+
+    @property
+    def all_rows(self) -> dict[str, Row]:
+        """All that --models may name."""
+        return {**self.rows, **self.beside}
 
 
 def run(
@@ -338,7 +346,7 @@ def run(
                 for name in missing:
                     bench.progress.say(f"{table.name}: {name}, seed {seed}")
                     clock = Clock(bench.progress, bench.checkpoint(name, seed).with_suffix(".seconds.json"))
-                    figures = table.rows[name](dataclasses.replace(bench, progress=clock), seed)
+                    figures = table.all_rows[name](dataclasses.replace(bench, progress=clock), seed)
                     about = {"row": name, "seed": seed, "seconds": clock.seconds, "commit": code}
                     write_json(row_file(bench.folder, name, seed), about | figures)
                     clock.file.unlink(missing_ok=True)
@@ -413,7 +421,8 @@ def parser(table: Table, text: str) -> argparse.ArgumentParser:
     seed_options(made, repeats=4)
     made.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help="of passes and candidates, 0 to 1")
     made.add_argument("--rows", type=int, metavar="N", help="train on so many rows, drawn at random; by default on all")
-    made.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(table.rows)}; by default all")
+    but = f" but {', '.join(table.beside)}" if table.beside else ""
+    made.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(table.all_rows)}; default: all{but}")
     made.add_argument("--out", type=Path, metavar="DIR", help=f"by default runs/{table.name}")
     json_option(made)
     made.add_argument(
@@ -451,9 +460,9 @@ def make(
 ) -> Figures:
     """Run `table` as the command line says, write NAME.md, NAME.json, NAME.svg, print; returns the result."""
     for name in given.models or ():
-        if name not in table.rows:
-            raise UserError(f"--models: no row '{name}'; the rows are {', '.join(table.rows)}")
-    names = [name for name in table.rows if name in (given.models or table.rows)]
+        if name not in table.all_rows:
+            raise UserError(f"--models: no row '{name}'; the rows are {', '.join(table.all_rows)}")
+    names = [name for name in table.all_rows if name in (given.models or table.rows)]
     seeds = seeds_of(given)
     if not 0 < given.budget <= 1:
         raise UserError("--budget must be above 0 and at most 1")

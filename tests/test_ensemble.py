@@ -14,7 +14,7 @@ from test_search_resume import problem_of, without_seconds
 from torch.testing import assert_close
 
 from ameir_merlin.errors import UserError
-from ameir_merlin.models import store
+from ameir_merlin.models import build, store
 from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.models.ensemble import Ensemble, members
 from ameir_merlin.run.metrics import planted_recall
@@ -33,6 +33,17 @@ def answers(model: torch.nn.Module, schema) -> torch.Tensor:
 
 def pair(schema=SCHEMA, architecture: Architecture = CLICKS) -> Ensemble:
     return Ensemble([net(architecture, schema, seed) for seed in (1, 2)]).eval()
+
+
+@pytest.mark.parametrize("more", [{"ablations": True}, {"starts": "both"}, {"distill": 0.5}])
+def test_it_is_of_all_that_was_retrained(more, tmp_path):
+    problem = problem_of(SCHEMA, "C", tmp_path, ensemble=3, **more)
+    search(problem)
+    found, _, rows = train_finalists(problem)
+    assert len(rows) > 2
+    best = sorted(rows, key=lambda row: -row["auc"])[:3]
+    assert [row for row in rows if row["found"]] == [row for row in rows if row in best]
+    assert len(members(found)) == 3
 
 
 @pytest.mark.parametrize(("schema", "variant"), [(SCHEMA, "C"), (ITEMS, "A")])
@@ -105,6 +116,37 @@ def test_no_member_may_be_missing(tmp_path):
         (tmp_path / "model.json").write_text(json.dumps(settings | {"members": wrong}))
         with pytest.raises(UserError, match="members: expected a whole number of at least 1"):
             store.load(tmp_path)
+    (tmp_path / "model.json").write_text("[]")
+    with pytest.raises(UserError, match=r"model\.json: not a model's settings"):
+        store.load(tmp_path)
+
+
+def test_a_kill_while_one_replaces_another_leaves_no_half_of_it(tmp_path, monkeypatch):
+    store.save(tmp_path, pair())
+    (tmp_path / "members" / "mine.txt").write_text("not ours")
+    monkeypatch.setattr(store, "_save", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.save(tmp_path, pair())
+    monkeypatch.undo()
+    assert architectures(tmp_path) == [CLICKS]  # as before a training
+    with pytest.raises(UserError, match=r"model\.json: no such file"):
+        store.load(tmp_path)
+    store.save(tmp_path, pair())
+    assert len(members(store.load(tmp_path))) == 2
+    assert (tmp_path / "members" / "mine.txt").exists()
+
+
+def test_what_takes_one_net_refuses_two():
+    from ameir_merlin.merlin import AmeirModel
+
+    with pytest.raises(UserError, match="expected an Ameir net, got Ensemble"):
+        AmeirModel(pair())
+
+
+def test_others_than_ours_have_no_source_to_serve(tmp_path):
+    models = Ensemble([build("dnn", SCHEMA), build("dnn", SCHEMA)])
+    with pytest.raises(UserError, match="engine 'torch' knows Ameir and the models of MODELS, not Ensemble"):
+        save_network(tmp_path / "served", models, SCHEMA)
 
 
 def test_what_is_planted_may_be_found_by_any_member(tmp_path):

@@ -93,10 +93,12 @@ def test_softmax_against_loops():
     assert_close(OBJECTIVES["softmax"]()(model, batch, generator()), torch.tensor(total / count))
 
 
-@pytest.mark.parametrize("rows", [1, 128, 300])
-def test_linear_cross_entropy_and_its_gradient_equal_torch_s(rows):
+@pytest.mark.parametrize(("rows", "scale"), [(1, 1.0), (128, 1.0), (300, 1.0), (3, 40.0)])
+def test_linear_cross_entropy_and_its_gradient_equal_torch_s(rows, scale):
+    """Scores of thousands, too, whose exponentials no float holds."""
     source = generator()
-    query, items = (torch.randn(n, 4, generator=source, requires_grad=True) for n in (rows, 20))
+    query, items = (scale * torch.randn(n, 4, generator=source) for n in (rows, 20))
+    query, items = query.requires_grad_(), items.requires_grad_()
     target = torch.randint(0, 20, (rows,), generator=source)
     expected = torch.nn.functional.cross_entropy(query @ items.T, target, reduction="sum")
     wanted = torch.autograd.grad(3 * expected, (query, items))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -59,7 +60,10 @@ def click(tmp_path_factory) -> tuple[Path, str]:
 def test_each_retraining_stands_there_and_the_best_figures_are_marked(click):
     _, text = click
     table = text.split("<h2>Retrained</h2>")[1].split("</table>")[0]
-    rows = [re.findall(r'<td(?: class="([^"]*)")?>([^<]*)</td>', row) for row in table.split("<tr>")[2:]]
+    kinds = re.findall("<tr([^>]*)>", table)[1:]
+    assert kinds == ["", " class=found", "", " class=found"]
+    assert "what was taken is in bold" in text
+    rows = [re.findall(r'<td(?: class="([^"]*)")?>([^<]*)</td>', row) for row in re.split("<tr[^>]*>", table)[2:]]
     assert [[cell for _, cell in row] for row in rows] == [
         ["1", "one-shot", "5", "1 min 15 s", "0.7133", "0.4522"],
         ["1", "new", "5", "1 min 15 s", "0.7163", "0.4552"],
@@ -68,6 +72,22 @@ def test_each_retraining_stands_there_and_the_best_figures_are_marked(click):
     ]
     # The higher AUC, the lower log loss.
     assert [cell for row in rows for kind, cell in row if "top" in kind] == ["0.4522", "0.7163"]
+
+
+def test_each_member_of_an_ensemble_is_drawn(click, tmp_path):
+    folder, before = click
+    shutil.copytree(folder, tmp_path / "run")
+    other = Architecture((Block("average_pool_3", "relu"), Block("zero"), Block("zero")), (), (MLPLayer(9, "swish"),))
+    (tmp_path / "run" / "members" / "2").mkdir(parents=True)
+    other.save(tmp_path / "run" / "members" / "2" / "architecture.json")
+    (tmp_path / "run" / "model.json").write_text('{"members": 2}')
+    text = render(tmp_path / "run")
+    assert re.findall("<h2>(The model that was found[^<]*)</h2>", before) == ["The model that was found"]
+    titles = ["The model that was found, 1 of 2", "The model that was found, 2 of 2"]
+    assert re.findall("<h2>(The model that was found[^<]*)</h2>", text) == titles
+    assert "1 of 3 behaviour blocks are in use, 0 interactions stand beside" in text
+    assert len(drawings(text)) == len(drawings(before)) + 2
+    assert Page(text).tags.count("section") == Page(before).tags.count("section") + 1
 
 
 def drawings(text: str) -> list[ElementTree.Element]:

@@ -184,7 +184,8 @@ def test_trained_again_by_command_keeps_the_search(copied, whole):
     text, _ = called("train", copied)
     assert len(list((copied / "stages").iterdir())) == len(STAGES), "it was finished"
     again, _ = called("train", copied, "--again")
-    assert again == text == Architecture.load(copied / "architecture.json").describe() + "\n"
+    both = [Architecture.load(place / "architecture.json").describe() for place in (copied, copied / "members" / "2")]
+    assert again == text == "\n\n".join(both) + "\n"
     assert {file.stem for file in (copied / "stages").iterdir()} == {"prepare", "search", "train"}
     assert [file.stat().st_mtime_ns for file in files] == searched
     assert not (copied / "evaluation.json").exists()

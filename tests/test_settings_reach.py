@@ -109,7 +109,7 @@ def test_step_2_has_its_activation_rows_start_and_parsimony(tmp_path, monkeypatc
     search(problem_of(FIELDS, "I", tmp_path, cycles=1, interactions=3, parsimony=0.2, **changes))
     ((net, update),) = nets
     assert [[layer.activation for layer in choice] for choice in net.choices.mlp] == [["swish"], ["swish"]]
-    assert update.keywords == {"rows": 24, "gradients": "whole", "batch": 32}
+    assert update.keywords == {"rows": 24, "gradients": "whole", "full": 32}
     assert kept == [(3, 0.2)]
 
 

@@ -30,7 +30,12 @@ def save(folder: str | Path, model: Found) -> None:
     Of an ensemble: its first member's, and the others' in members/2, members/3 and so on.
     """
     folder = Path(folder)
-    shutil.rmtree(folder / MEMBERS, ignore_errors=True)
+    old = places(folder)[1:]
+    (folder / SETTINGS).unlink(missing_ok=True)  # a kill from here on leaves no model, not one with a member missing
+    for place in old:
+        shutil.rmtree(place, ignore_errors=True)
+    if old and not any((folder / MEMBERS).iterdir()):
+        (folder / MEMBERS).rmdir()
     first, *others = members(model)
     for number, member in enumerate(others, 2):
         _save(folder / MEMBERS / str(number), member)

@@ -14,7 +14,7 @@ from ameir_merlin.report.drawing import draw
 from ameir_merlin.report.names import LOWER_IS_BETTER, fitness, metric
 from ameir_merlin.schema import FeatureSchema, Field
 from ameir_merlin.space import Architecture
-from ameir_merlin.space.members import architectures
+from ameir_merlin.space.members import ARCHITECTURE, architectures
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,7 +46,7 @@ def render(folder: str | Path) -> str:
     metrics = _json(folder / "metrics.json") or {"splits": {}, "baselines": {}, "seconds": {}}
     environment = _json(folder / "environment.json") or {}
     planted = _planted(_json(folder / "planted.json"))
-    found = architectures(folder) if (folder / "architecture.json").is_file() else []
+    found = architectures(folder) if (folder / ARCHITECTURE).is_file() else []
     schema_path = folder / "data" / "schema.json"
     schema = FeatureSchema.load(schema_path) if schema_path.is_file() else None
     searched = {name: step for name in STEPS if (step := _json(folder / "search" / f"{name}.json"))}
@@ -77,7 +77,7 @@ def render(folder: str | Path) -> str:
             }
             for member in found
         ]
-    page["steps"] = [_step(name, found) for name, found in searched.items() if found.get("trials")]
+    page["steps"] = [_step(name, step) for name, step in searched.items() if step.get("trials")]
     if "interaction" in searched:
         page.update(_ranking(searched["interaction"], found, planted))
     page.update(_finalists(_json(folder / "training.json")))

@@ -21,6 +21,7 @@ from ameir_merlin.run.metrics import gather
 from ameir_merlin.run.stages import STAGES, Stage, Workspace, baseline, checked_device, checked_graphs, checked_strategy
 from ameir_merlin.serve.triton import running_on
 from ameir_merlin.space.architecture import Architecture
+from ameir_merlin.space.members import architectures
 
 if TYPE_CHECKING:
     from ameir_merlin.tune import Tuned
@@ -121,8 +122,13 @@ class Run:
 
     @property
     def architecture(self) -> Architecture:
-        """What was found; `UserError` before the search."""
-        return Architecture.load(self.path / "architecture.json")
+        """What was found, of an ensemble the best one's; `UserError` before the search."""
+        return self.architectures[0]
+
+    @property
+    def architectures(self) -> list[Architecture]:
+        """Those of all members of an ensemble, the best first; of one model, its own."""
+        return architectures(self.path)
 
     def stage(self, name: str) -> None:
         """Run one stage, or nothing if it is finished. `UserError` if one before it is not."""
@@ -186,7 +192,7 @@ class Run:
         return self.architecture
 
     def train(self) -> Architecture:
-        """Retrain the best candidates; the architecture that won."""
+        """Retrain the best candidates; the architecture that is the best of them."""
         self.stage("train")
         return self.architecture
 

@@ -63,7 +63,7 @@ def search_interactions(problem: Problem) -> tuple[StepRecord, Supernet]:
                 InteractionsUpdate,
                 rows=settings.rows_per_candidate,
                 gradients=settings.interaction_gradients,
-                batch=settings.batch_size,
+                full=settings.batch_size,
             ),
             score=curve,
             seed=derive(problem.seed, STEP, cycle),

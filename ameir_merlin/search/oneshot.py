@@ -115,16 +115,16 @@ class InteractionsUpdate:
     """Step 2: every row with some candidate interactions, one at a time; each candidate has equally many rows.
 
     rows: how many rows of a batch a candidate has at least; from it follows how many turns a row takes.
-    gradients: see `SearchSettings.interaction_gradients`. batch: rows of a full batch. Where a candidate has all of
+    gradients: see `SearchSettings.interaction_gradients`. full: rows of a full batch. Where a candidate has all of
     them and the supernet is linear, no row is shared out, so that any number of them will do.
     """
 
     def __init__(
-        self, supernet: Supernet, rng: random.Random, rows: int = 1, gradients: str = "mean", batch: int = 0
+        self, supernet: Supernet, rng: random.Random, rows: int = 1, gradients: str = "mean", full: int = 0
     ) -> None:
         self.supernet, self.rng, self.rows = supernet, rng, rows
         self.candidates = len(supernet.choices.interactions)
-        self.round = 1 if supernet.linear and 0 < batch <= rows else self.candidates
+        self.round = 1 if supernet.linear and 0 < full <= rows else self.candidates
         self.gain = float(self.candidates) if gradients == "whole" else 1.0
 
     def __call__(self, batch: Batch) -> InTurns | All:

@@ -255,14 +255,17 @@ def train_finalists(problem: Problem) -> tuple[Found, FitResult, list[dict[str, 
         own += [len(rows) - 1] if first in own else []
     best, *others = by_score()[: problem.settings.ensemble]
     if problem.ranks.first:
-        scores = [max(rows[r][metric] for r in own if rows[r]["finalist"] == n) for n in range(len(finalists))]
-        _note_choice(problem, scores, rows[best][metric])
+        of_each = [max(rows[r][metric] for r in own if rows[r]["finalist"] == n) for n in range(len(finalists))]
+        _note_choice(problem, of_each, rows[best][metric])
     rows = [row | {"found": n in (best, *others)} for n, row in enumerate(rows)]
     model, result = trained[best]
     if not others:
         return model, result, rows
     together = Ensemble([model, *(trained[n][0] for n in others)]).to(problem.device)
-    return together, replace(result, best=validated(problem, together)), rows
+    scores = validated(problem, together)
+    told = f"validation {scores[metric]:.4f}, the best of them alone {result.best[metric]:.4f}"
+    problem.progress.say(f"ensemble of {1 + len(others)}: {told}")
+    return together, replace(result, best=scores), rows
 
 
 def ablations(problem: Problem, found: Architecture) -> dict[str, Architecture]:

@@ -20,7 +20,7 @@ def save_network(folder: Path, model: nn.Module, schema: FeatureSchema) -> None:
 
     Raises `UserError` for any other module: its source is not ours to copy.
     """
-    if isinstance(model, (Ameir, Ensemble)):
+    if isinstance(model, Ameir) or (isinstance(model, Ensemble) and all(isinstance(m, Ameir) for m in model.models)):
         store.save(folder, model)
         return
     name = next((name for name in MODELS if isinstance(model, model_class(name))), None)

@@ -14,7 +14,10 @@ MEMBERS = "members"  # the second in members/2, the third in members/3, ...; the
 
 def places(folder: Path) -> list[Path]:
     """The folders of the members, the best first, which is `folder` itself."""
-    count = read_json(folder / SETTINGS).get("members", 1) if (folder / SETTINGS).exists() else 1
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / SETTINGS}: not a model's settings (expected an object)")
+    count = settings.get("members", 1)
     if type(count) is not int or count < 1:
         raise UserError(f"{folder / SETTINGS}: members: expected a whole number of at least 1, got {count!r}")
     return [folder, *(folder / MEMBERS / str(number) for number in range(2, count + 1))]
