@@ -1,4 +1,4 @@
-"""A baseline as a run builds it: as large as what it is compared with."""
+"""A baseline as a run builds it: as large as what it is compared with, or, of an ensemble, as one of its members."""
 
 from __future__ import annotations
 
