@@ -26,7 +26,9 @@ from torch import nn
 from ameir_merlin.errors import UserError
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.train.metrics import auc, logloss
-from benchmarks.tables import Bench, Figures, Row, Table, make, parser, user_errors
+from benchmarks.bench import Bench, Row
+from benchmarks.page import Figures
+from benchmarks.tables import Table, make, parser, user_errors
 
 PATIENCE = 5  # passes without gain: weights that are not averaged make validation waver
 

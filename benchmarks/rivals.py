@@ -50,23 +50,13 @@ from ameir_merlin.models import model_class
 from ameir_merlin.models.baselines.dien import DIENConfig
 from ameir_merlin.models.build_baseline import baseline_options
 from ameir_merlin.progress import Progress, Task
-from benchmarks.page import several_commits, with_deviation
+from benchmarks.bench import Bench, Row
+from benchmarks.page import Figures, several_commits, with_deviation
 from benchmarks.prepared import prepare_once
 from benchmarks.result import json_option, tell
 from benchmarks.rivals_setup import DEEPCTR, RECBOLE, Library, call, library_files, library_python
-from benchmarks.tables import (
-    WORKFLOWS,
-    Bench,
-    Figures,
-    Row,
-    Table,
-    baseline,
-    check_same,
-    run,
-    seed_options,
-    seeds_of,
-    user_errors,
-)
+from benchmarks.rows import baseline
+from benchmarks.tables import WORKFLOWS, Table, check_same, run, seed_options, seeds_of, user_errors
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 3
@@ -293,7 +283,7 @@ class Passes:
 
 
 def ours(name: str) -> Row:
-    """Row of our model: `benchmarks.tables.baseline`, and its speed by CPU time."""
+    """Row of our model: `benchmarks.rows.baseline`, and its speed by CPU time."""
 
     def row(bench: Bench, seed: int) -> Figures:
         passes = Passes(bench.progress)

@@ -16,8 +16,9 @@ from ameir_merlin.files import read_json, write_text
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.space import Architecture
 from benchmarks import table1, table2, table3
+from benchmarks.page import Figures
 from benchmarks.result import tell
-from benchmarks.tables import Figures, Table, make, parser, row_file, seeds_of, user_errors
+from benchmarks.tables import Table, make, parser, row_file, seeds_of, user_errors
 
 PLAIN = {"relu": "ReLU", "swish": "Swish", "identity": "Identity", "gelu": "GeLU", "dice": "Dice", "none": "None"}
 NAMES = PLAIN | {"layer_norm": "LayerNorm", "zero": "Zero", "bi_gru": "Bi-GRU", "gru": "GRU"}

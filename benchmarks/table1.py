@@ -13,7 +13,9 @@ import argparse
 from collections.abc import Mapping
 
 from ameir_merlin.files import read_json
-from benchmarks.tables import Figures, Table, ameir, main, models, pair
+from benchmarks.page import Figures
+from benchmarks.rows import ameir, models, pair
+from benchmarks.tables import Table, main
 
 PAPER = {
     "dnn": (0.6304, 64_000),

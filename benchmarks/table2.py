@@ -8,7 +8,8 @@ among all items. Rows are kept in --out as they are finished. The last line of s
 
 from __future__ import annotations
 
-from benchmarks.tables import Table, ameir, main, models, pair
+from benchmarks.rows import ameir, models, pair
+from benchmarks.tables import Table, main
 
 BEAUTY = {
     "pop": (0.175, 0.114),

@@ -14,7 +14,10 @@ from ameir_merlin.search.automl import AUTOML
 from ameir_merlin.search.automl.found import forget
 from ameir_merlin.search.interaction import chosen_interactions, search_interactions
 from ameir_merlin.space import Architecture, MLPLayer
-from benchmarks.tables import Bench, Figures, Row, Table, ameir, baseline, main, models
+from benchmarks.bench import Bench, Row
+from benchmarks.page import Figures
+from benchmarks.rows import ameir, baseline, models
+from benchmarks.tables import Table, main
 
 
 def automl(name: str) -> Row:

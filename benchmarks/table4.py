@@ -18,7 +18,10 @@ from ameir_merlin.search.account import Budget
 from ameir_merlin.search.pipeline import train_finalists
 from ameir_merlin.search.settings import StrategyName, Variant
 from ameir_merlin.search.strategies import ALONE, STRATEGIES, StrategySettings
-from benchmarks.tables import Bench, Figures, Row, Table, found_by, main, row_file
+from benchmarks.bench import Bench, Row
+from benchmarks.page import Figures
+from benchmarks.rows import found_by
+from benchmarks.tables import Table, main, row_file
 
 TIMES_AMEIR = 10  # Appendix C.4: seconds of the methods that train alone, in AMEIR's
 

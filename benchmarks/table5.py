@@ -18,8 +18,11 @@ from ameir_merlin.search.pipeline import search
 from ameir_merlin.seeds import derive
 from ameir_merlin.space import Architecture, MLPLayer
 from ameir_merlin.train.loop import seeded
+from benchmarks.bench import Bench, Row
+from benchmarks.page import Figures
+from benchmarks.rows import baseline, trained
 from benchmarks.table3 import click_figures
-from benchmarks.tables import Bench, Figures, Row, Table, baseline, main, trained
+from benchmarks.tables import Table, main
 
 
 def found(bench: Bench, seed: int) -> Architecture:

@@ -162,8 +162,9 @@ def test_next_item_models_are_refused():
 @pytest.mark.parametrize("name", ["dlrm", "dcn"])
 def test_merlins_own_models_are_trained_and_measured(name, dense, tmp_path: Path, monkeypatch):
     from ameir_merlin.config import load_config
+    from benchmarks.bench import Bench
     from benchmarks.merlin_models import REGULARISED, SHIPPED, part_of, row
-    from benchmarks.tables import WORKFLOWS, Bench
+    from benchmarks.tables import WORKFLOWS
 
     kept = tuple(f for f in SCHEMA.fields if dense or f.kind != "dense")
     schema = replace(SCHEMA, fields=kept)
@@ -228,8 +229,9 @@ def test_merlins_own_models_are_trained_on_the_device_that_is_asked_for(device, 
 @pytest.mark.parametrize("name", ["dlrm", "dcn"])
 def test_merlins_own_embeddings_start_small_where_asked(name, tmp_path: Path):
     from ameir_merlin.config import load_config
+    from benchmarks.bench import Bench
     from benchmarks.merlin_models import SHIPPED, loader, made, part_of, start_embeddings
-    from benchmarks.tables import WORKFLOWS, Bench
+    from benchmarks.tables import WORKFLOWS
 
     schema = part_of(SCHEMA)
     for split in ("train", "valid", "test"):

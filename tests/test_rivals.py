@@ -31,7 +31,8 @@ from ameir_merlin.schema import FIRST_ID
 from ameir_merlin.train.evaluate import retrieval_ranks
 from ameir_merlin.train.metrics import auc, hit_rate, logloss, ndcg
 from benchmarks import rivals, rivals_deepctr, rivals_metrics, rivals_recbole, rivals_setup
-from benchmarks.tables import WORKFLOWS, Bench, with_history_fields
+from benchmarks.bench import Bench, with_history_fields
+from benchmarks.tables import WORKFLOWS
 
 METRICS = "benchmarks.rivals_metrics"
 

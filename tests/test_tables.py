@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +25,9 @@ from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.search.automl import AUTOML
 from ameir_merlin.space import Architecture
 from benchmarks import searched, table1, table2, table3, table4, table5
-from benchmarks.tables import PLACED, WORKFLOWS, Bench, Table, make, models, parser, run
+from benchmarks.bench import Bench
+from benchmarks.rows import PLACED, models
+from benchmarks.tables import WORKFLOWS, Table, make, parser, run
 
 
 class Watching(Silent):
@@ -87,7 +90,7 @@ def test_seconds_are_those_of_all_commands_that_worked_on_a_row(tmp_path: Path, 
     from benchmarks import tables
 
     now = [0.0]
-    monkeypatch.setattr(tables.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(tables, "fingerprint", lambda bench: {})
 
     def row(bench, seed):
@@ -375,10 +378,10 @@ def test_an_automl_row_has_its_options_and_goes_on_with_its_training(name, prepa
 
 def test_rows_of_the_same_model_have_files_of_their_own(prepared, tmp_path: Path, monkeypatch):
     """AMEIR-I is AutoFIS's net with other interactions: what is left of one's training is nothing for the other."""
-    from benchmarks import tables
+    from benchmarks import rows
 
     kept = []
-    monkeypatch.setattr(tables, "fit", lambda *_, resume, **__: kept.append(resume.name) or 1 / 0)
+    monkeypatch.setattr(rows, "fit", lambda *_, resume, **__: kept.append(resume.name) or 1 / 0)
     bench = Bench.open(
         prepared["clicks"], load_config(WORKFLOWS / "movielens.toml", CLICKS), tmp_path, history_fields=0, budget=0.05
     )

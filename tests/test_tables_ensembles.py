@@ -12,7 +12,7 @@ from test_tables import arguments, prepared  # noqa: F401
 from ameir_merlin.data.parquet import ResidentData
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.space import Architecture
-from benchmarks import table1, tables
+from benchmarks import rows, table1
 from benchmarks.tables import make
 
 
@@ -27,8 +27,8 @@ def test_a_pair_is_two_models_by_the_mean_of_their_answers(prepared, tmp_path: P
         models.append(model)
         return fit(model, *given, **named)
 
-    fit = tables.fit
-    monkeypatch.setattr(tables, "fit", spy)
+    fit = rows.fit
+    monkeypatch.setattr(rows, "fit", spy)
     make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, "--models", "din-pair"))
     row = row_of(tmp_path, "din-pair")
     first, _ = models
@@ -46,7 +46,7 @@ def test_a_pair_is_two_models_by_the_mean_of_their_answers(prepared, tmp_path: P
 
 
 def test_an_ensemble_of_ours_says_what_its_best_has_alone(prepared, tmp_path: Path):  # noqa: F811
-    rows = []
+    made = []
     for count in (1, 2):
         more = [
             "--budget",
@@ -59,8 +59,8 @@ def test_an_ensemble_of_ours_says_what_its_best_has_alone(prepared, tmp_path: Pa
             f"search.ensemble={count}",
         ]
         table = make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path / str(count), *more))
-        rows.append(row_of(tmp_path / str(count), "ameir-c"))
-    one, two = rows
+        made.append(row_of(tmp_path / str(count), "ameir-c"))
+    one, two = made
     assert two["alone"] == one["test"] != two["test"]
     assert two["architecture"] == one["architecture"]
     assert [Architecture.from_json(other) for other in two["others"]] != [Architecture.from_json(one["architecture"])]

@@ -6,7 +6,6 @@ Of an ensemble, the first member lies in the folder as one model does, each othe
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def save(folder: str | Path, model: Found) -> None:
     first, *others = members(model)
     for number, member in enumerate(others, 2):
         _save(folder / MEMBERS / str(number), member)
-    _save(folder, first, {"members": 1 + len(others)} if others else None)
+    _save(folder, first, 1 + len(others))
 
 
 def load(folder: str | Path) -> Found:
@@ -52,12 +51,12 @@ def load(folder: str | Path) -> Found:
     return Ensemble([first, *others]).eval() if others else first
 
 
-def _save(folder: Path, model: Ameir, more: Mapping[str, int] | None = None) -> None:
+def _save(folder: Path, model: Ameir, count: int = 1) -> None:
     from safetensors.torch import save as serialize
 
     model.architecture.save(folder / ARCHITECTURE)
     model.schema.save(folder / SCHEMA)
-    write_json(folder / SETTINGS, {**asdict(model.settings), **(more or {})})
+    write_json(folder / SETTINGS, asdict(model.settings) | ({"members": count} if count > 1 else {}))
     with atomic_file(folder / WEIGHTS) as temporary:
         # As bytes: the library's own writer does not say in a way to be told apart that the disk is full.
         temporary.write_bytes(serialize({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
