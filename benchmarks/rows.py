@@ -15,7 +15,7 @@ from torch import nn
 
 from ameir_merlin.models import MODELS, model_class
 from ameir_merlin.models.build_baseline import build_baseline
-from ameir_merlin.models.ensemble import Ensemble, Found, members
+from ameir_merlin.models.ensemble import Ensemble, FoundModel, members
 from ameir_merlin.search.pipeline import RETRAINING, search, train_finalists
 from ameir_merlin.search.settings import Variant
 from ameir_merlin.search.strategies.three_steps import account_of
@@ -126,7 +126,7 @@ def ameir(variant: Variant) -> Row:
     return row
 
 
-def found_by(bench: Bench, model: Found) -> Figures:
+def found_by(bench: Bench, model: FoundModel) -> Figures:
     """What a search found, for its row: the architecture; of an ensemble the best one's, what that has by itself in
     the test (`alone`), and the `others`."""
     best, *others = members(model)

@@ -44,9 +44,9 @@ class Ensemble(nn.Module):
         return Output(query=query, items=torch.cat([items for _, items in both], 1))
 
 
-Found = Ameir | Ensemble  # what a search ends with: one architecture, or some side by side
+FoundModel = Ameir | Ensemble  # what a search ends with: one architecture, or some side by side
 
 
-def members(found: Found) -> list[Ameir]:
+def members(found: FoundModel) -> list[Ameir]:
     """The models that `found` is of, the best first."""
     return [found] if isinstance(found, Ameir) else [cast(Ameir, model) for model in found.models]

@@ -14,7 +14,7 @@ import torch
 from ameir_merlin.errors import UserError
 from ameir_merlin.files import atomic_file, read_json, write_json
 from ameir_merlin.models.ameir import Ameir, buildable
-from ameir_merlin.models.ensemble import Ensemble, Found, members
+from ameir_merlin.models.ensemble import Ensemble, FoundModel, members
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.space import Architecture, validate
@@ -23,7 +23,7 @@ from ameir_merlin.space.members import ARCHITECTURE, MEMBERS, SETTINGS, places
 WEIGHTS, SCHEMA = "model.safetensors", "schema.json"
 
 
-def save(folder: str | Path, model: Found) -> None:
+def save(folder: str | Path, model: FoundModel) -> None:
     """Write `model` into `folder`: model.safetensors, architecture.json, schema.json and model.json (its settings).
 
     Of an ensemble: its first member's, and the others' in members/2, members/3 and so on.
@@ -41,7 +41,7 @@ def save(folder: str | Path, model: Found) -> None:
     _save(folder, first, 1 + len(others))
 
 
-def load(folder: str | Path) -> Found:
+def load(folder: str | Path) -> FoundModel:
     """Read a model that `save` wrote, on the CPU, ready to answer.
 
     Raises `UserError` where a file is missing or broken, or where weights are missing, unknown or of another shape.

@@ -9,7 +9,7 @@ from torch import nn
 from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.models.ensemble import Ensemble
 from ameir_merlin.search.problem import Problem
-from ameir_merlin.train.evaluate import evaluate, main_metric
+from ameir_merlin.train.evaluate import main_metric
 from ameir_merlin.train.objectives.distilled import Distilled
 
 
@@ -27,16 +27,10 @@ def distilled(problem: Problem, trained: Sequence[tuple[Ameir, float]]) -> Disti
     for model, _ in trained[1:]:
         if model.causal != best.causal:
             continue
-        value = validated(problem, Ensemble([*teachers, model]).to(problem.device))[metric]
+        value = problem.validated(Ensemble([*teachers, model]).to(problem.device))[metric]
         if value > score:
             teachers, score = [*teachers, model], value
     problem.progress.say(
         f"distillation: {len(teachers)} of {len(trained)} trained models teach, validation {score:.4f}"
     )
     return Distilled(Ensemble(teachers).to(problem.device).eval(), problem.settings.distill)
-
-
-def validated(problem: Problem, model: nn.Module) -> dict[str, float]:
-    """All figures of `model` on all validation rows."""
-    size = problem.training.eval_batch
-    return evaluate(model, problem.valid, batch_size=size, device=problem.device, ranks=problem.ranks)

@@ -12,7 +12,7 @@ import torch
 from ameir_merlin.batch import BatchSource
 from ameir_merlin.errors import UserError
 from ameir_merlin.models.ameir import Ameir, buildable
-from ameir_merlin.models.ensemble import Ensemble, Found
+from ameir_merlin.models.ensemble import Ensemble, FoundModel
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.models.supernet import Supernet, derive, inherit
 from ameir_merlin.nn.activation import ACTIVATIONS
@@ -21,7 +21,7 @@ from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.schema import FeatureSchema
 from ameir_merlin.search.behaviour import predefined_mlp, search_behaviour
 from ameir_merlin.search.candidates import load_finalists, save_finalists, seeded_supernet
-from ameir_merlin.search.distillation import distilled, validated
+from ameir_merlin.search.distillation import distilled
 from ameir_merlin.search.interaction import chosen_interactions, search_interactions
 from ameir_merlin.search.mlp import search_mlp
 from ameir_merlin.search.problem import Problem
@@ -204,7 +204,7 @@ def _assemble(problem: Problem, blocks, interactions: tuple[Interaction, ...], s
     return derive(supernet, Architecture(tuple(blocks), interactions, predefined_mlp(problem)))
 
 
-def train_finalists(problem: Problem) -> tuple[Found, FitResult, list[dict[str, Any]]]:
+def train_finalists(problem: Problem) -> tuple[FoundModel, FitResult, list[dict[str, Any]]]:
     """Retrain each finalist; the best by validation, its result, and a row of each retraining.
 
     Section 2.3, "Derivation": the derived model keeps the one-shot weights as its initialisation. The other choices are
@@ -262,7 +262,7 @@ def train_finalists(problem: Problem) -> tuple[Found, FitResult, list[dict[str, 
     if not others:
         return model, result, rows
     together = Ensemble([model, *(trained[n][0] for n in others)]).to(problem.device)
-    scores = validated(problem, together)
+    scores = problem.validated(together)
     told = f"validation {scores[metric]:.4f}, the best of them alone {result.best[metric]:.4f}"
     problem.progress.say(f"ensemble of {1 + len(others)}: {told}")
     return together, replace(result, best=scores), rows

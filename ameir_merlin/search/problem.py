@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ameir_merlin.batch import Batch, BatchSource
 from ameir_merlin.models.settings import BackboneSettings
@@ -16,7 +17,7 @@ from ameir_merlin.search.oneshot import validation_batches
 from ameir_merlin.search.settings import SearchSettings
 from ameir_merlin.seeds import derive
 from ameir_merlin.space import OperationSets, SearchSpace
-from ameir_merlin.train.evaluate import main_metric
+from ameir_merlin.train.evaluate import evaluate, main_metric
 from ameir_merlin.train.settings import TrainSettings
 
 
@@ -70,6 +71,11 @@ class Problem:
         size = size if self.schema.label.task == "click" else 512
         batches = validation_batches(self.valid, self.settings.valid_rows, size, derive(self.seed, "validation subset"))
         return [batch.to(self.device) for batch in batches]
+
+    def validated(self, model: nn.Module) -> dict[str, float]:
+        """All figures of a trained model on all validation rows, by all ranks."""
+        size = self.training.eval_batch
+        return evaluate(model, self.valid, batch_size=size, device=self.device, ranks=self.ranks)
 
     def without_behaviours(self) -> Problem:
         """The same problem on the non-sequential features alone (Step 2)."""
