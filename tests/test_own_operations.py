@@ -107,13 +107,24 @@ def test_a_space_that_cannot_be_built_is_refused_at_the_door(monkeypatch, tmp_pa
         make_problem(SCHEMA, None, None, settings(), SearchSettings(), TrainSettings(), folder=tmp_path, space="mine")
 
 
-def test_a_behaviour_s_size_is_free_where_no_layer_has_heads(monkeypatch, tmp_path):
-    monkeypatch.setitem(SPACES, "mine", OperationSets(("conv_1", ZERO), ("relu",), ("none",), ("relu",)))
-    backbone, schema = replace(settings(), embedding_dim=5), CLICKS["no_target"]
+@pytest.mark.parametrize(
+    ("layers", "dim", "heads"),
+    [
+        (("conv_1",), 5, None),
+        (("self_attention_2",), 6, None),
+        (("self_attention_2",), 5, 2),
+        (("causal_self_attention_4", "self_attention_2"), 6, 4),
+    ],
+)
+def test_heads_divide_a_behaviour_and_no_others_are_asked_for(monkeypatch, tmp_path, layers, dim, heads):
+    monkeypatch.setitem(SPACES, "mine", OperationSets((*layers, ZERO), ("relu",), ("none",), ("relu",)))
+    backbone, schema = replace(settings(), embedding_dim=dim), CLICKS["no_target"]
     given = (schema, None, None, backbone, SearchSettings(variant="A"), TrainSettings())
-    assert make_problem(*given, folder=tmp_path, space="mine").backbone.embedding_dim == 5
-    with pytest.raises(UserError, match="4 attention heads do not divide"):
-        make_problem(*given, folder=tmp_path)
+    if heads is None:
+        assert make_problem(*given, folder=tmp_path, space="mine").backbone.embedding_dim == dim
+    else:
+        with pytest.raises(UserError, match=f"{heads} attention heads do not divide"):
+            make_problem(*given, folder=tmp_path, space="mine")
 
 
 OWN_SPACE = f"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ameir_merlin.models.ensemble import Ensemble, FoundModel
 from ameir_merlin.models.settings import BackboneSettings
 from ameir_merlin.models.supernet import Supernet, derive, inherit
 from ameir_merlin.nn.activation import ACTIVATIONS
+from ameir_merlin.nn.operations import LAYERS
 from ameir_merlin.progress import Progress, Silent
 from ameir_merlin.ranks import ONE, Ranks
 from ameir_merlin.schema import FeatureSchema
@@ -90,10 +92,11 @@ def make_problem(
     if settings.variant == "A" and schema.behaviour is None:
         raise UserError("search.variant: 'A' searches behaviours, and the schema has none")
     width = len(schema.history_fields) * backbone.embedding_dim
-    if width % 4 and any("self_attention" in layer for layer in SPACES[space].layers):
+    heads = math.lcm(*(getattr(LAYERS.get(layer), "keywords", {}).get("heads", 1) for layer in SPACES[space].layers))
+    if width % heads:
         raise UserError(
-            f"model.embedding_dim: a behaviour has {width} numbers, which 4 attention heads do not divide; "
-            f"take an embedding_dim that makes {len(schema.history_fields)} * embedding_dim a multiple of 4"
+            f"model.embedding_dim: a behaviour has {width} numbers, which {heads} attention heads do not divide; "
+            f"take an embedding_dim that makes {len(schema.history_fields)} * embedding_dim a multiple of {heads}"
         )
     if settings.variant != "A" and not settings.hidden:
         raise UserError("search.hidden: Step 2 needs a pre-defined hidden layer")
