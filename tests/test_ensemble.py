@@ -19,6 +19,7 @@ from ameir_merlin.models.ameir import Ameir
 from ameir_merlin.models.ensemble import Ensemble, members
 from ameir_merlin.run.metrics import planted_recall
 from ameir_merlin.search.pipeline import search, train_finalists
+from ameir_merlin.search.record import StepRecord
 from ameir_merlin.serve.network import load_network, save_network
 from ameir_merlin.space import Architecture, MLPLayer
 from ameir_merlin.space.members import architectures
@@ -60,6 +61,8 @@ def test_the_best_finalists_are_found_together(schema, variant, tmp_path):
     metric = "auc" if variant == "C" else "ndcg10_full"
     ranked = sorted(range(3), key=lambda n: -before[n][metric])
     assert [n for n, row in enumerate(rows) if row["found"]] == sorted(ranked[:2])
+    record = StepRecord.load(problem.folder, "mlp" if variant == "C" else "behaviour")
+    assert record.chosen == [record.finalists[n] for n in ranked[:2]]
     plain = [{k: v for k, v in row.items() if k != "found"} for row in without_seconds(rows)]
     assert plain == [{k: v for k, v in row.items() if k != "found"} for row in without_seconds(before)]
     first, second = members(found)

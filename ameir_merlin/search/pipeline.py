@@ -259,7 +259,7 @@ def train_finalists(problem: Problem) -> tuple[FoundModel, FitResult, list[dict[
     best, *others = by_score()[: problem.settings.ensemble]
     if problem.ranks.first:
         of_each = [max(rows[r][metric] for r in own if rows[r]["finalist"] == n) for n in range(len(finalists))]
-        _note_choice(problem, of_each, rows[best][metric])
+        _note_choice(problem, of_each, [rows[n]["finalist"] for n in (best, *others) if n in own])
     rows = [row | {"found": n in (best, *others)} for n, row in enumerate(rows)]
     model, result = trained[best]
     if not others:
@@ -307,15 +307,16 @@ def _anew(problem: Problem, architecture: Architecture) -> Ameir:
         return Ameir(problem.schema, architecture, problem.backbone)
 
 
-def _note_choice(problem: Problem, scores: list[float], best: float) -> None:
-    """Write into the record of the step that the finalists came from how they did, and which was taken.
+def _note_choice(problem: Problem, scores: list[float], taken: list[int]) -> None:
+    """Write into the record of the step that the finalists came from how they did, and which were taken.
 
-    best: of all that was retrained; none of the finalists was taken where an ablation is ahead of them.
+    taken: places of the finalists that are of the found model, the best first; none where ablations are ahead of them.
     """
     last = {"A": "behaviour", "C": "mlp"}.get(problem.settings.variant, "")
     record = StepRecord.load(problem.folder, last if problem.settings.strategy == "ameir" else WHOLE)
     if record is None:
         return
     record.retrained = [{"number": n, "score": s} for n, s in zip(record.finalists, scores)]
-    record.chosen = record.finalists[scores.index(best)] if best in scores else None
+    numbers = [record.finalists[place] for place in dict.fromkeys(taken)]
+    record.chosen = numbers if len(numbers) > 1 else next(iter(numbers), None)
     record.save(problem.folder)

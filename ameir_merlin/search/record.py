@@ -35,9 +35,9 @@ class StepRecord:
 
     best: numbers of the top candidates, best first. retrained: those evaluated further, with their scores after it.
     finalists: numbers of those that are handed on, best first; it stays as it is when they are trained later.
-    chosen: the number (Steps 1, 3) or numbers (Step 2) that the step decided on. history: one-shot training, a pass a
-    row (update, loss, valid, seconds). seconds: of the step, over all processes that worked on it, without what a kill
-    cut short. size: how many different candidates the step's space has.
+    chosen: the number (Steps 1, 3) or numbers (Step 2; an ensemble's, the best first) that the step decided on.
+    history: one-shot training, a pass a row (update, loss, valid, seconds). seconds: of the step, over all processes
+    that worked on it, without what a kill cut short. size: how many different candidates the step's space has.
     """
 
     step: str
