@@ -17,11 +17,13 @@ import dataclasses
 import fcntl
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ameir_merlin.batch import BatchSource
 from ameir_merlin.config import load_config
 from ameir_merlin.display import display
 from ameir_merlin.environment import commit, environment
@@ -109,6 +111,15 @@ def row_file(folder: Path, name: str, seed: int) -> Path:
     return folder / "rows" / f"{name}-{seed}.json"
 
 
+def contents(source: BatchSource) -> list[int]:
+    """How many rows, and the CRC-32 of their labels in order: what tells other data of the same schema."""
+    crc = 0
+    for batch in source.batches(1 << 16):
+        assert batch.label is not None
+        crc = zlib.crc32(batch.label.cpu().numpy().tobytes(), crc)
+    return [source.rows, crc]
+
+
 def fingerprint(bench: Bench) -> dict[str, Any]:
     """What rows must share to stand in one table; the strategy is each row's own, the seed that of drawn rows alone."""
     config = bench.config
@@ -121,6 +132,7 @@ def fingerprint(bench: Bench) -> dict[str, Any]:
                 "rows": bench.rows,
                 "rows_seed": None if bench.rows is None else config.seed,
                 "schema": bench.schema.to_json(),
+                "data": {split: contents(source) for split, source in bench.splits.items()},
                 "space": config.space,
                 **parts,
             }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -236,6 +238,20 @@ def test_all_training_rows_are_the_same_whatever_the_seed(prepared, tmp_path: Pa
     for other in ([], ["--set", "seed=2"]):
         make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path, *more, *other))
     assert json.loads((tmp_path / "settings.json").read_text())["rows"] is None
+
+
+def test_rows_of_other_data_with_the_same_schema_do_not_mix(prepared, tmp_path: Path):
+    make(table1.TABLE, arguments(table1.TABLE, prepared["clicks"], tmp_path / "out", "--models", "dnn"))
+    newer = shutil.copytree(prepared["clicks"], tmp_path / "newer")
+    label = json.loads((newer / "schema.json").read_text())["label"]["name"]
+    for file in (newer / "valid").rglob("*.parquet"):
+        rows = pq.read_table(file)
+        place = rows.column_names.index(label)
+        pq.write_table(
+            rows.set_column(place, rows.schema.field(place), pc.subtract(1, rows[label]).cast("float32")), file
+        )
+    with pytest.raises(UserError, match="made with another data; choose a new --out"):
+        make(table1.TABLE, arguments(table1.TABLE, newer, tmp_path / "out", "--models", "wide_deep"))
 
 
 def test_a_seed_that_another_process_works_on_is_refused(prepared, tmp_path: Path):
