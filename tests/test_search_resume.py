@@ -30,6 +30,7 @@ from ameir_merlin.search.record import StepRecord, Trial
 from ameir_merlin.search.settings import SearchSettings
 from ameir_merlin.seeds import derive as derive_seed
 from ameir_merlin.space import SPACES, Architecture, Block, MLPLayer, SearchSpace
+from ameir_merlin.train import checkpoint
 from ameir_merlin.train.loop import fit, seeded
 from ameir_merlin.train.settings import TrainSettings
 
@@ -325,6 +326,24 @@ def test_both_starts_are_tried_for_each_finalist_and_the_best_is_taken(tmp_path)
     assert [row["auc"] for row in expected] == [row["auc"] for row in rows[::2]]
 
 
+def test_finalists_that_begin_apart(tmp_path):
+    """The first as it is by itself, with one-shot weights; each other with new ones that no other has."""
+    began = {}
+    for starts in ("one-shot", "new", "apart"):
+        folder = tmp_path / starts
+        problem = problem_of(SCHEMA, "A", folder, starts=starts, finalists=3, top=3)
+        search(problem)
+        # Of one architecture, so that what differs are the weights alone.
+        first, *_ = load_finalists(folder / FINALISTS, problem)
+        save_finalists(folder / FINALISTS, [first, first, first])
+        _, _, rows = train_finalists(problem)
+        files = [folder / "retraining" / f"{row['finalist']}_{row['start']}.pt" for row in rows]
+        began[starts] = [checkpoint.load(file)["result"]["history"][0]["logloss"] for file in files]
+    one_shot, new, apart = began.values()
+    assert apart == [one_shot[0], *new[1:]]
+    assert len({one_shot[0], *new}) == 4
+
+
 def test_fewer_rows_than_candidates_are_refused(tmp_path):
     problem = replace(problem_of(SCHEMA, "C", tmp_path), train=rows_of(SCHEMA, 3, 1))
     with pytest.raises(
@@ -367,7 +386,7 @@ def test_a_stage_has_to_earn_its_place(tmp_path):
         _, _, own = train_finalists(alone)
         assert own[0]["auc"] == by_name[name]
     for name in names[2:]:
-        with seeded(derive_seed(problem.seed, "finalist", "weights"), "cpu"):
+        with seeded(derive_seed(problem.seed, "finalist", 0, "weights"), "cpu"):
             alone = Ameir(SCHEMA, less[name], problem.backbone)
         seed = derive_seed(problem.seed, "finalist", 0)
         assert fit(alone, problem.train, problem.valid, problem.training, seed=seed).best["auc"] == by_name[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +40,7 @@ from ameir_merlin.train.settings import TrainSettings
 FINALISTS = "finalists.pt"
 SIMPLER = "simpler.pt"
 WHOLE = "whole"  # the record of a search of the whole space at once
+STARTS = ("one-shot", "new")  # what weights a finalist may be trained from
 RETRAINING = "retraining"  # where the trainings of the finalists keep their states
 # What each variant searches, see `SearchSettings`
 STAGES = {
@@ -217,9 +217,8 @@ def train_finalists(problem: Problem) -> tuple[FoundModel, FitResult, list[dict[
     """
     metric = main_metric(problem.schema, problem.training)
     settings = replace(problem.training, objective=problem.objective)
-    starts = ("one-shot", "new") if problem.settings.starts == "both" else (problem.settings.starts,)
     finalists = [model.architecture for model in load_finalists(problem.folder / FINALISTS, problem)]
-    cases = [(place, start, finalists[place]) for place, start in itertools.product(range(len(finalists)), starts)]
+    cases = [(place, start, found) for place, found in enumerate(finalists) for start in _starts(problem, place)]
     if problem.settings.ablations:
         cases += [(0, name, less) for name, less in ablations(problem, finalists[0]).items()]
     rows: list[dict[str, Any]] = []
@@ -236,7 +235,7 @@ def train_finalists(problem: Problem) -> tuple[FoundModel, FitResult, list[dict[
             seed=derive_seed(problem.seed, "finalist", place),
             device=problem.device,
             progress=problem.progress,
-            name=f"finalist {place + 1} of {len(finalists)}, {named}{' weights' if named in starts else ''}",
+            name=f"finalist {place + 1} of {len(finalists)}, {named}{' weights' if named in STARTS else ''}",
             resume=problem.folder / RETRAINING / f"{place}_{named.replace(',', '').replace(' ', '_')}.pt",
             ranks=problem.ranks,
             objective=objective,
@@ -250,7 +249,7 @@ def train_finalists(problem: Problem) -> tuple[FoundModel, FitResult, list[dict[
 
     for case in cases:
         train(*case)
-    own = [n for n, (_, start, _) in enumerate(cases) if start in starts]
+    own = [n for n, (_, start, _) in enumerate(cases) if start in STARTS]
     if problem.settings.distill:
         first = by_score()[0]
         lesson = distilled(problem, [(trained[n][0], rows[n][metric]) for n in by_score()])
@@ -290,20 +289,29 @@ def ablations(problem: Problem, found: Architecture) -> dict[str, Architecture]:
     return others
 
 
+def _starts(problem: Problem, place: int) -> tuple[str, ...]:
+    """What finalist `place` is trained from, in this order, see `SearchSettings.starts`."""
+    match problem.settings.starts:
+        case "both":
+            return STARTS
+        case "apart":
+            return ("new",) if place else ("one-shot",)
+        case one:
+            return (one,)
+
+
 def _begun(problem: Problem, place: int, start: str, architecture: Architecture) -> Ameir:
-    """`architecture` as its retraining begins; start: "one-shot" (that of finalist `place`), "new", or an ablation."""
+    """`architecture` as its retraining begins; start: "one-shot" (that of finalist `place`), "new", or an ablation.
+
+    New weights depend on the run's seed and on the place alone.
+    """
     if start == "one-shot":
         return load_finalists(problem.folder / FINALISTS, problem)[place]
     if start != "new" and (file := problem.folder / SIMPLER).exists():
         for model in load_finalists(file, problem):
             if model.architecture == architecture:
                 return model
-    return _anew(problem, architecture)
-
-
-def _anew(problem: Problem, architecture: Architecture) -> Ameir:
-    """A model of `architecture` whose weights depend on the run's seed alone."""
-    with seeded(derive_seed(problem.seed, "finalist", "weights"), "cpu"):
+    with seeded(derive_seed(problem.seed, "finalist", place, "weights"), "cpu"):
         return Ameir(problem.schema, architecture, problem.backbone)
 
 
