@@ -56,8 +56,8 @@ class SearchSettings:
     distinct_activations: whether Step 3's finalists differ in their activations, as long as there are others: one-shot
     scores hardly tell these apart, training to the end does. Beyond the paper, whose finalists are the best scores.
     starts: what weights the finalists are retrained from: "one-shot", theirs in the one-shot model (Section 2.3,
-    "Derivation"), or, beyond the paper, "new" ones, each its own, or "both", one after the other: one-shot weights are a
-    quick start, and not always the one that leads furthest. Validation chooses among all. "apart": the first from the
+    "Derivation"), or, beyond the paper, "new" ones, each its own, or "both", one after the other: one-shot weights are
+    a quick start, and not always the one that leads furthest. Validation chooses among all. "apart": the first from the
     one-shot weights, the others from new ones, for an `ensemble`: what does not begin alike differs more in the end.
     distill: if above 0, the best of what was retrained is trained once more from where it began, and this share of what
     it learns from are the answers of all that were, as far as validation is the better for them
