@@ -112,11 +112,12 @@ def row_file(folder: Path, name: str, seed: int) -> Path:
 
 
 def contents(source: BatchSource) -> list[int]:
-    """How many rows, and the CRC-32 of their labels in order: what tells other data of the same schema."""
+    """How many rows, and the CRC-32 of their ids and labels in order: what tells other data of the same schema."""
     crc = 0
     for batch in source.batches(1 << 16):
-        assert batch.label is not None
-        crc = zlib.crc32(batch.label.cpu().numpy().tobytes(), crc)
+        # Windows of items have no label of their own, clicks without histories no history.
+        for column in (batch.label, *batch.sparse.values(), *batch.history.values()):
+            crc = crc if column is None else zlib.crc32(column.cpu().numpy().tobytes(), crc)
     return [source.rows, crc]
 
 
