@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,6 @@ from ameir_merlin.train.settings import TrainSettings
 FINALISTS = "finalists.pt"
 SIMPLER = "simpler.pt"
 WHOLE = "whole"  # the record of a search of the whole space at once
-STARTS = ("one-shot", "new")  # what weights a finalist may be trained from
 RETRAINING = "retraining"  # where the trainings of the finalists keep their states
 # What each variant searches, see `SearchSettings`
 STAGES = {
@@ -217,8 +217,9 @@ def train_finalists(problem: Problem) -> tuple[FoundModel, FitResult, list[dict[
     """
     metric = main_metric(problem.schema, problem.training)
     settings = replace(problem.training, objective=problem.objective)
+    starts = ("one-shot", "new") if problem.settings.starts == "both" else (problem.settings.starts,)
     finalists = [model.architecture for model in load_finalists(problem.folder / FINALISTS, problem)]
-    cases = [(place, start, found) for place, found in enumerate(finalists) for start in _starts(problem, place)]
+    cases = [(place, start, finalists[place]) for place, start in itertools.product(range(len(finalists)), starts)]
     if problem.settings.ablations:
         cases += [(0, name, less) for name, less in ablations(problem, finalists[0]).items()]
     rows: list[dict[str, Any]] = []
@@ -235,7 +236,7 @@ def train_finalists(problem: Problem) -> tuple[FoundModel, FitResult, list[dict[
             seed=derive_seed(problem.seed, "finalist", place),
             device=problem.device,
             progress=problem.progress,
-            name=f"finalist {place + 1} of {len(finalists)}, {named}{' weights' if named in STARTS else ''}",
+            name=f"finalist {place + 1} of {len(finalists)}, {named}{' weights' if named in starts else ''}",
             resume=problem.folder / RETRAINING / f"{place}_{named.replace(',', '').replace(' ', '_')}.pt",
             ranks=problem.ranks,
             objective=objective,
@@ -249,7 +250,7 @@ def train_finalists(problem: Problem) -> tuple[FoundModel, FitResult, list[dict[
 
     for case in cases:
         train(*case)
-    own = [n for n, (_, start, _) in enumerate(cases) if start in STARTS]
+    own = [n for n, (_, start, _) in enumerate(cases) if start in starts]
     if problem.settings.distill:
         first = by_score()[0]
         lesson = distilled(problem, [(trained[n][0], rows[n][metric]) for n in by_score()])
@@ -287,17 +288,6 @@ def ablations(problem: Problem, found: Architecture) -> dict[str, Architecture]:
         if less not in (found, *others.values()):
             others[name] = less
     return others
-
-
-def _starts(problem: Problem, place: int) -> tuple[str, ...]:
-    """What finalist `place` is trained from, in this order, see `SearchSettings.starts`."""
-    match problem.settings.starts:
-        case "both":
-            return STARTS
-        case "apart":
-            return ("new",) if place else ("one-shot",)
-        case one:
-            return (one,)
 
 
 def _begun(problem: Problem, place: int, start: str, architecture: Architecture) -> Ameir:

@@ -57,8 +57,8 @@ class SearchSettings:
     scores hardly tell these apart, training to the end does. Beyond the paper, whose finalists are the best scores.
     starts: what weights the finalists are retrained from: "one-shot", theirs in the one-shot model (Section 2.3,
     "Derivation"), or, beyond the paper, "new" ones, each its own, or "both", one after the other: one-shot weights are
-    a quick start, and not always the one that leads furthest. Validation chooses among all. "apart": the first from the
-    one-shot weights, the others from new ones, for an `ensemble`: what does not begin alike differs more in the end.
+    a quick start, and not always the one that leads furthest, least so for an `ensemble`, as what begins alike differs
+    less in the end. Validation chooses among all.
     distill: if above 0, the best of what was retrained is trained once more from where it began, and this share of what
     it learns from are the answers of all that were, as far as validation is the better for them
     (`search.distillation`); validation chooses between it and the others. Beyond the paper.
@@ -100,7 +100,7 @@ class SearchSettings:
     epochs_mlp: int = 5
     epochs_further: int = 1
     distinct_activations: bool = False
-    starts: Literal["one-shot", "new", "both", "apart"] = "one-shot"
+    starts: Literal["one-shot", "new", "both"] = "one-shot"
     distill: float = 0.0
     ensemble: int = 1
     ablations: bool = False
