@@ -1,7 +1,7 @@
 """One of two processes whose embedding tables TorchRec shares out; test_sharded.py starts them.
 
-Run as `sharded_worker.py RANK FOLDER`. The two find each other by a file in FOLDER and speak over gloo; the first
-writes FOLDER/found.json: for each model, how far two processes and one lie apart.
+Run as `sharded_worker.py RANK FOLDER`. The two find each other by a file in FOLDER and speak over gloo; each writes
+FOLDER/found-RANK.json: for each model, how far two processes and one lie apart.
 """
 
 from __future__ import annotations
@@ -140,8 +140,7 @@ def main(rank: int, folder: Path) -> None:
         shard(build("sasrec", items, {}), ranks)
     except UserError as error:
         found["refused"] = str(error)
-    if ranks.first:
-        (folder / "found.json").write_text(json.dumps(found))
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
