@@ -131,8 +131,9 @@ def test_a_run_searches_the_whole_space_at_once_where_asked(tiny, whole):
     assert len(record["history"]) == config.search.epochs_behaviour + config.search.epochs_mlp
     assert not (folder / "search" / "behaviour.json").exists()
     assert len(record["finalists"]) == len(record["retrained"]) == config.search.top
-    model = json.loads((folder / "architecture.json").read_text())
-    assert record["trials"][record["chosen"]]["architecture"] == model
+    models = [folder / "architecture.json", *sorted((folder / "members").rglob("architecture.json"))]
+    chosen = [record["trials"][number]["architecture"] for number in record["chosen"]]
+    assert chosen == [json.loads(file.read_text()) for file in models]
     assert json.loads((folder / "metrics.json").read_text())["splits"]["test"]["auc"] > 0
     page = (folder / "report.html").read_text()
     assert "The whole space at once: 24 candidates" in page
