@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from core_cases import FIELDS, ITEMS, SCHEMA, MemoryRows, disturb, doubled, greatest, rows_of, settings, space_of
 from model_cases import RETRIEVAL_SCHEMAS, training_batch
-from test_search_resume import CASES, Interrupting, outcome, problem_of
+from search_cases import CASES, Interrupting, outcome, problem_of
 from torch import Tensor
 
 from ameir_merlin.batch import Batch

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from core_cases import ITEMS, LENGTH, SCHEMA, settings
 from model_cases import random_batch, random_parameters
 from objective_cases import generator
-from test_search_resume import problem_of, without_seconds
+from search_cases import problem_of, without_seconds
 from torch import Tensor
 from torch.testing import assert_close
 

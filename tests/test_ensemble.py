@@ -9,8 +9,8 @@ import pytest
 import torch
 from core_cases import ITEMS, SCHEMA
 from model_cases import random_batch
+from search_cases import problem_of, without_seconds
 from test_distillation import AHEAD, CAUSAL, CLICKS, net
-from test_search_resume import problem_of, without_seconds
 from torch.testing import assert_close
 
 from ameir_merlin.errors import UserError

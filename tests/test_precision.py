@@ -9,7 +9,7 @@ import pytest
 import torch
 from core_cases import ITEMS, SCHEMA, MemoryRows, rows_of, settings, space_of, torch_seed
 from model_cases import SCHEMAS, random_batch, training_batch
-from test_search_resume import outcome, problem_of
+from search_cases import outcome, problem_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ameir_merlin.models import MODELS, build, model_class

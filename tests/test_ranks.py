@@ -17,8 +17,8 @@ import pytest
 from core_cases import SCHEMA, rows_of
 from model_cases import random_batch
 from rank_worker import SEARCHES, searched
+from search_cases import scores
 from small_config import write
-from test_search_resume import scores
 from test_tables import write_split
 
 from ameir_merlin.config import load_config

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from core_cases import FIELDS, ITEMS, SCHEMA, Killed, settings
-from test_search_resume import Interrupting, outcome, problem_of
+from search_cases import Interrupting, outcome, problem_of
 from test_train_loop import SETTINGS, data, model_of
 
 from ameir_merlin.models.ameir import Ameir

@@ -11,7 +11,7 @@ import pytest
 import torch
 from core_cases import CLICKS, FIELDS, ITEMS, SCHEMA, doubled, settings, space_of, torch_seed
 from model_cases import training_batch
-from test_search_resume import outcome, problem_of
+from search_cases import outcome, problem_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
